@@ -1,0 +1,1 @@
+"""Backends by name. Outside this package the `Backend` property also takes `package.module:Class`."""

@@ -1,0 +1,86 @@
+"""What a user chose: Settings (a scan) and Series (one Arm), checked when they are made, never later."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tangods_receiver.errors import ConfigError
+
+
+class TriggerMode(str, enum.Enum):
+    """Who starts an exposure. The names are those that MAX IV's and Dectris' users know."""
+
+    INTERNAL = "INTERNAL"
+    SOFTWARE = "SOFTWARE"
+    EXTERNAL_SINGLE = "EXTERNAL_SINGLE"
+    EXTERNAL_MULTI = "EXTERNAL_MULTI"
+    EXTERNAL_GATE = "EXTERNAL_GATE"
+
+
+class OverwritePolicy(str, enum.Enum):
+    """What Arm does when the file exists already."""
+
+    ABORT = "ABORT"
+    NEXT_NUMBER = "NEXT_NUMBER"
+    OVERWRITE = "OVERWRITE"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the hardware is asked for. `roi` is x, y, width, height in unbinned pixels (None: the full sensor);
+    `binning` is horizontal, vertical; `frame_time` 0 means as fast as possible; `bit_depth` 0 the hardware's default;
+    `rotation` is counter-clockwise, in degrees, applied after `fliplr` and `flipud`."""
+
+    exposure_time: float = 0.1
+    frame_time: float = 0.0
+    trigger_mode: TriggerMode = TriggerMode.INTERNAL
+    n_triggers: int = 1
+    n_frames_per_trigger: int = 1
+    roi: tuple[int, int, int, int] | None = None
+    binning: tuple[int, int] = (1, 1)
+    bit_depth: int = 0
+    rotation: int = 0
+    fliplr: bool = False
+    flipud: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("ExposureTime", self.exposure_time), ("FrameTime", self.frame_time)):
+            if not math.isfinite(value) or value < 0:
+                raise ConfigError(f"{name}: {value} s is not a time; give seconds, 0 or more")
+        if self.exposure_time == 0:
+            raise ConfigError("ExposureTime: 0 s; an exposure must be longer than that")
+        if self.n_triggers < 1 or self.n_frames_per_trigger < 1:
+            raise ConfigError(
+                f"nTriggers {self.n_triggers}, nFramesPerTrigger {self.n_frames_per_trigger}: both must be 1 or more"
+            )
+        if self.rotation not in (0, 90, 180, 270):
+            raise ConfigError(f"Rotation: {self.rotation} degrees; can be 0, 90, 180 or 270")
+        if min(self.binning) < 1:
+            raise ConfigError(f"Binning: {self.binning}; each must be 1 or more")
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of the whole series."""
+        return self.n_triggers * self.n_frames_per_trigger
+
+
+@dataclass(frozen=True)
+class Series:
+    """One Arm: its number, what is recorded, and where. `filename` "" means no file; `live` runs until it is stopped."""
+
+    id: int
+    settings: Settings
+    filename: str = ""
+    save_raw: bool = True
+    label: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    live: bool = False
+
+    @property
+    def n_frames(self) -> int | None:
+        """Frames expected; None when the series runs until it is stopped."""
+        return None if self.live else self.settings.n_frames
