@@ -70,7 +70,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Series:
-    """One Arm: its number, what is recorded, and where. `filename` "" means no file; `live` runs until it is stopped."""
+    """One Arm: what is recorded and where; `filename` "" means no file, `live` runs until it is stopped."""
 
     id: int
     settings: Settings
