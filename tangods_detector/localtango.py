@@ -59,7 +59,7 @@ class LocalTango:
         return tango.DeviceProxy(f"tango://{self.tango_host}/{name}")
 
     def start(self, server: str) -> subprocess.Popen[bytes]:
-        """Start `Class/instance` (registered before) and wait until it answers; DaqError with its log if it does not."""
+        """Start `Class/instance` (registered before) and wait until it answers; DaqError with its log if not."""
         program, instance = server.split("/")
         self._spawn(server, [_script(program), instance, "-ORBendPoint", "giop:tcp:127.0.0.1:0"])
         self._wait(server, lambda: self.device(f"dserver/{server}").ping())

@@ -1,0 +1,192 @@
+"""`tangods-detector`: one function per sub-command; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tangods_detector import __version__
+from tangods_receiver.errors import ConfigError, DaqError
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+class Commands(click.Group):
+    """Errors that we raise on purpose end as one sentence and exit code 1, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DaqError as exc:
+            raise click.ClickException(f"{type(exc).__name__}: {exc}") from exc
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("-v", "--verbose", is_flag=True, help="Log decisions too, not only series and anomalies.")
+def main(verbose: bool) -> None:
+    """Detector data acquisition: demonstrate, register, receive, replay, check and mend."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("httpx", "httpcore", "uvicorn.access", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@main.command()
+@click.option("--frames", default=100, show_default=True, type=click.IntRange(1), help="Images to take.")
+@click.option("--rate", default=100.0, show_default=True, type=click.FloatRange(0.1, 10_000), help="Images per second.")
+@click.option(
+    "--size", nargs=2, default=(1024, 1024), show_default=True, type=click.IntRange(16), help="Rows, columns."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder for the file and the picture [default: a new one]."
+)
+@click.option("--keep", is_flag=True, help="Leave database and servers running until Ctrl-C.")
+def demo(frames: int, rate: float, size: tuple[int, int], output: Path | None, keep: bool) -> None:
+    """Database, Detector and StreamReceiver on this machine: one series from the simulator, checked and drawn."""
+    from tangods_detector.demo import run_demo
+
+    run_demo(console, frames, rate, size, output, keep)
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--instance", default="1", show_default=True, help="Instance of both servers.")
+@click.option("--detector", default="test/det/1", show_default=True, help="Name of the Detector device.")
+@click.option("--receiver", default="test/rec/1", show_default=True, help="Name of the StreamReceiver device.")
+@click.option("--backend", default="simulator", show_default=True, help="Kind of detector.")
+@click.option(
+    "--option", "-o", "options", multiple=True, metavar="KEY=VALUE", help="Option of the backend; repeatable."
+)
+@click.option("--endpoint", "-e", "endpoints", multiple=True, help="Where the stream is pulled from; repeatable.")
+@click.option("--root", help="Folder below which the receiver may write.")
+def register(
+    file: Path | None,
+    instance: str,
+    detector: str,
+    receiver: str,
+    backend: str,
+    options: tuple[str, ...],
+    endpoints: tuple[str, ...],
+    root: str | None,
+) -> None:
+    """Register a Detector and its StreamReceiver in the database that TANGO_HOST names; safe to repeat.
+
+    From the options below, or from FILE (YAML or JSON in dsconfig's form)."""
+    import tango
+
+    from tangods_detector.register import load_registration, pair
+    from tangods_detector.register import register as put
+
+    if file:
+        wanted = load_registration(file)
+    elif root is None or not endpoints:
+        raise ConfigError("register: give FILE, or at least --root and --endpoint")
+    else:
+        wanted = pair(
+            instance,
+            detector,
+            receiver,
+            {"Backend": backend, "BackendOptions": list(options)},
+            {"Root": root, "Endpoints": list(endpoints)},
+        )
+    try:
+        changes = put(tango.Database(), wanted)
+    except tango.DevFailed as exc:
+        raise ConfigError(f"the Tango database does not answer (TANGO_HOST): {exc.args[0].desc}") from exc
+    for line in changes or ["nothing to change"]:
+        console.print(line)
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+def receive(config: Path) -> None:
+    """Receive and write without Tango: the engine alone, from a YAML file, until SIGINT or SIGTERM."""
+    from tangods_receiver.config import load
+    from tangods_receiver.engine import Engine
+
+    stop = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: stop.set())
+    settings = load(config)
+    with Engine(settings) as engine:
+        where = f", status on port {engine.http_port}" if engine.http_port else ""
+        logging.info("%s receives from %s%s", settings.name, ", ".join(settings.endpoints), where)
+        stop.wait()
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--endpoint", default="tcp://127.0.0.1:9999", show_default=True, help="Address to bind the PUSH socket to."
+)
+@click.option("--filename", help="Name of the file that the receiver writes [default: as recorded].")
+@click.option("--rate", default=0.0, show_default=True, help="Messages per second; 0 is as fast as possible.")
+@click.option("--repeat", default=1, show_default=True, type=click.IntRange(1), help="Send each image so many times.")
+@click.option(
+    "--reorder", default=0, show_default=True, type=click.IntRange(0), help="Shuffle images in windows of so many."
+)
+@click.option("--cut", default=0, show_default=True, type=click.IntRange(0), help="Lose every so-manieth image.")
+@click.option("--seed", default=0, show_default=True, help="Of the shuffle.")
+def replay(
+    files: tuple[Path, ...],
+    endpoint: str,
+    filename: str | None,
+    rate: float,
+    repeat: int,
+    reorder: int,
+    cut: int,
+    seed: int,
+) -> None:
+    """Send recorded streams (.bin, .bin.gz), or CBF files (.cbf, .cbf.gz, .cbf.bz2), to a receiver."""
+    raise NotImplementedError
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Verify a series file: index against records, checksums, every frame decoded, the books."""
+    from tangods_receiver.recovery import check as check_file
+
+    _report(lambda progress: check_file(file, progress=progress), "checking")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def recover(file: Path) -> None:
+    """Mend a series file that a killed receiver left: every frame that was written becomes readable."""
+    from tangods_receiver.recovery import recover as recover_file
+
+    _report(lambda progress: recover_file(file, progress=progress), "recovering")
+
+
+def _report(work: Callable[[Callable[[int, int], None]], Any], title: str) -> None:
+    with progress_bar() as bar:
+        task = bar.add_task(title, total=None)
+        report = work(lambda done, total: bar.update(task, completed=done, total=total))
+    for line in report.lines():
+        console.print(line)
+    if not report.ok:
+        sys.exit(1)
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
