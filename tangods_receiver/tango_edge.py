@@ -1,0 +1,226 @@
+"""Where Python meets Tango: our errors become DevFailed, our log records Tango's, and changes are pushed as events."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tango
+
+from tangods_receiver.errors import DaqError
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("tangods_receiver", "tangods_detector")
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextmanager
+def as_dev_failed(origin: str) -> Iterator[None]:
+    """Raise a DaqError as a DevFailed: reason is the class name, desc the sentence, origin e.g. "Detector.Arm"."""
+    try:
+        yield
+    except DaqError as exc:
+        raise dev_failed(exc, origin) from exc
+
+
+def dev_failed(exc: DaqError, origin: str) -> tango.DevFailed:
+    """The DevFailed that says the same as `exc`."""
+    try:
+        tango.Except.throw_exception(type(exc).__name__, str(exc), origin)
+    except tango.DevFailed as failed:
+        return failed
+    raise AssertionError("throw_exception returned")
+
+
+# --- logging ---------------------------------------------------------------------------------------------------------
+
+
+def setup_logging(argv: Iterable[str] | None = None) -> None:
+    """Python logging to stderr, which Starter keeps (it closes stdout); INFO, or DEBUG with Tango's -v3 and more."""
+    level = _verbosity(sys.argv if argv is None else argv)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setLevel(logging.DEBUG if level >= 3 else logging.INFO)
+    root = logging.getLogger()
+    for old in [h for h in root.handlers if getattr(h, "_tangods", False)]:
+        root.removeHandler(old)
+    handler._tangods = True  # type: ignore[attr-defined]  # so that a second call replaces it
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    for name in PACKAGES:
+        logging.getLogger(name).setLevel(logging.DEBUG)  # the handlers choose; Tango's level can be raised at run time
+
+
+def _verbosity(argv: Iterable[str]) -> int:
+    """The number of a `-v4`; `-v` alone is 4, as in Tango; 0 without."""
+    for word in argv:
+        if word == "-v":
+            return 4
+        if word.startswith("-v") and word[2:].isdigit():
+            return int(word[2:])
+    return 0
+
+
+class TangoLog(logging.Handler):
+    """Passes records to the logging targets of one device (admin commands AddLoggingTarget, SetLoggingLevel).
+
+    Several devices in one server each get the records of all of them."""
+
+    def __init__(self, device: tango.server.Device) -> None:
+        super().__init__(logging.DEBUG)
+        self._streams = {
+            logging.DEBUG: device.debug_stream,
+            logging.INFO: device.info_stream,
+            logging.WARNING: device.warn_stream,
+            logging.ERROR: device.error_stream,
+            logging.CRITICAL: device.fatal_stream,
+        }
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = max(logging.DEBUG, min(record.levelno // 10 * 10, logging.CRITICAL))
+        try:
+            text = self.format(record)
+            with tango.EnsureOmniThread():  # a device:: target is a Tango call, made from whatever thread logs
+                if stream := self._streams.get(level):
+                    stream("%s", text)
+        except Exception:  # the contract of logging: a target that fails must never stop the one who logs
+            self.handleError(record)
+
+    def close(self) -> None:
+        """After this no record reaches the device any more, also not one that is on its way."""
+        self.acquire()
+        self._streams = {}
+        self.release()
+        super().close()
+
+
+def attach_log(device: tango.server.Device) -> TangoLog:
+    """Pass our packages' records to the device's targets too, until `detach_log` (in delete_device)."""
+    handler = TangoLog(device)
+    for name in PACKAGES:
+        logging.getLogger(name).addHandler(handler)
+    return handler
+
+
+def detach_log(handler: TangoLog) -> None:
+    """Stop passing records; harmless twice."""
+    for name in PACKAGES:
+        logging.getLogger(name).removeHandler(handler)
+    handler.close()
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+def announce(device: tango.server.Device, *names: str) -> None:
+    """Tell Tango that the code pushes change and archive events of State, Status and `names`: no client has to poll."""
+    for name in ("State", "Status", *names):
+        device.set_change_event(name, True, False)
+        device.set_archive_event(name, True, False)
+
+
+def push(device: tango.server.Device, name: str, value: Any) -> None:
+    """Push one attribute to subscribers. From a thread of ours this waits while the device executes a command (at most
+    3.2 s, then DevFailed): threads that `delete_device` joins use `EventPusher` instead."""
+    device.push_change_event(name, value)
+    device.push_archive_event(name, value)
+
+
+def push_state(device: tango.server.Device) -> None:
+    """Push State and Status as a client would read them now (with Tango's alarm logic); see `push` about threads."""
+    with tango.EnsureOmniThread(), tango.AutoTangoMonitor(device):  # dev_state may read attributes
+        push(device, "State", device.dev_state())
+        push(device, "Status", device.dev_status())
+
+
+class EventPusher:
+    """Pushes a device's events from a thread of its own, so that nobody who has news ever waits for Tango.
+
+    Of several values of one attribute that come while the device is busy, or within `interval` s, only the newest is
+    pushed; the last one always is. State and Status are pushed at once. Start it in init_device, close it first of all
+    in delete_device."""
+
+    def __init__(self, device: tango.server.Device, interval: float = 0.1) -> None:
+        self._device = device
+        self._interval = interval
+        self._changed = threading.Condition()
+        self._values: dict[str, Any] = {}
+        self._state = False
+        self._pushing = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"events {device.get_name()}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def push(self, name: str, value: Any) -> None:
+        """The attribute has a new value; returns at once, from any thread."""
+        with self._changed:
+            self._values[name] = value
+            self._changed.notify()
+
+    def push_state(self) -> None:
+        """State or Status changed: pushed before anything else; returns at once, from any thread."""
+        with self._changed:
+            self._state = True
+            self._changed.notify()
+
+    def close(self, timeout: float = 0.5) -> None:
+        """No event after this; safe twice. A push that waits for the command that is calling us is left to end by
+        itself: `delete_device` holds the device, and the push could only go on after it."""
+        with self._changed:
+            self._closed = True
+            waiting_for_us = self._pushing
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(min(timeout, 0.1) if waiting_for_us else timeout)
+
+    def _run(self) -> None:
+        with tango.EnsureOmniThread():
+            due = 0.0
+            while (work := self._take(due)) is not None:
+                state, values = work
+                if values:
+                    due = time.monotonic() + self._interval
+                self._push_all(state, values)
+
+    def _take(self, due: float) -> tuple[bool, dict[str, Any]] | None:
+        """Wait for something to push; values not before `due`. None: closed."""
+        with self._changed:
+            self._pushing = False
+            while not self._closed:
+                wait = due - time.monotonic()
+                if self._state or (self._values and wait <= 0):
+                    state, self._state = self._state, False
+                    values: dict[str, Any] = {}
+                    if wait <= 0:
+                        values, self._values = self._values, {}
+                    self._pushing = True
+                    return state, values
+                self._changed.wait(wait if self._values else None)
+            return None
+
+    def _push_all(self, state: bool, values: dict[str, Any]) -> None:
+        try:
+            if state:
+                push_state(self._device)
+            for name, value in values.items():
+                if self._closed:
+                    return
+                push(self._device, name, value)
+        except tango.DevFailed as exc:
+            if exc.args[0].reason != "API_CommandTimedOut":
+                log.error("event not pushed: %s", exc.args[0].desc)
+                return
+            with self._changed:  # the device was busy for 3.2 s: again, with what is newest by then
+                self._state |= state
+                self._values = values | self._values
+        except Exception:  # outermost loop of this thread: one wrong value must not end all events
+            log.exception("event not pushed")

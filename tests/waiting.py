@@ -1,0 +1,17 @@
+"""Wait for the thing itself, with a limit."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(look: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+    """Return what `look` gives as soon as it is true; AssertionError after `timeout` s."""
+    end = time.monotonic() + timeout
+    while not (value := look()):
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {timeout} s for {what or look}")
+        time.sleep(0.01)
+    return value
