@@ -1,0 +1,68 @@
+"""For every test: nothing may be left behind, and a hang shows where it is."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+faulthandler.enable(file=sys.__stderr__)
+# Shared machines stall: a slow example is not a failure. print_blob: a failure can be repeated elsewhere.
+settings.register_profile("project", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
+
+GRACE = 3.0  # s that threads and children have to end after a test
+
+# Not ours to end: threads of C++ (Tango's event consumers) that once called Python, and the time limit itself.
+KEPT = ("Dummy-", "pytest_timeout")
+
+
+def _threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if not t.name.startswith(KEPT)}
+
+
+def _children() -> dict[int, str]:
+    """Our child processes and what they run; resource trackers of multiprocessing stay for good."""
+    found = {}
+    for task in Path("/proc/self/task").glob("*/children"):
+        try:
+            pids = task.read_text().split()
+        except OSError:
+            continue
+        for pid in map(int, pids):
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if "resource_tracker" not in words and "forkserver" not in words:
+                found[pid] = words.strip() or "(ended, not waited for)"
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Fails a test that leaves a thread or a child process behind. What a wider fixture started does not count, also
+    when the test restarted it."""
+    threads, children = _threads(), _children()
+    yield
+    end = time.monotonic() + GRACE
+    while left := _left(threads, children):
+        if time.monotonic() > end:
+            pytest.fail(f"left behind: {', '.join(sorted(left))}")
+        time.sleep(0.01)
+
+
+def _left(threads: set[threading.Thread], children: dict[int, str]) -> list[str]:
+    """What is there now beyond what was there before, by name."""
+    now, running = _threads(), _children()
+    left = []
+    if len(now) > len(threads):
+        left += [f"thread {t.name}" for t in now - threads]
+    if len(running) > len(children):
+        left += [f"process {pid}: {words}" for pid, words in running.items() if pid not in children]
+    return left

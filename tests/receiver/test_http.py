@@ -1,0 +1,247 @@
+"""The HTTP side over real sockets."""
+
+import contextlib
+import io
+import math
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tangods_receiver.errors import ConfigError, StreamError
+from tangods_receiver.http import HttpServer, encode_png
+from tangods_receiver.stats import Snapshot
+from tests.waiting import wait_for
+
+
+@dataclass
+class Shot:
+    number: int
+    series: int
+    array: np.ndarray
+    timestamp: float
+
+
+@dataclass
+class Engine:
+    """Answers like an engine."""
+
+    now: Snapshot = Snapshot(state="running", series=3, received=12, written=11, repeated=1, opened=3, closed=2)
+    shot: Shot | None = None
+    calls: list = field(default_factory=list)
+    refuse: Exception | None = None
+    block: threading.Event | None = None
+
+    def snapshot(self):
+        return self.now
+
+    def stop(self, series=None):
+        if self.refuse:
+            raise self.refuse
+        self.calls.append(("stop", series))
+
+    def reset(self):
+        self.calls.append(("reset",))
+
+    def check(self, path, nbytes):
+        if self.block:
+            self.block.wait(20)
+        return "" if path == "/data/a.h5" else f"{path} for {nbytes} bytes: outside the root"
+
+    def last_frame(self):
+        return self.shot
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+@pytest.fixture
+def client(engine):
+    with HttpServer(engine, "127.0.0.1:0") as server:
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client:
+            yield client
+
+
+def test_status_is_the_whole_snapshot(client, engine):
+    assert client.get("/status").json() == engine.now.as_dict()
+
+
+def test_received_frames(client):
+    assert client.get("/received_frames").json() == {"value": 12}
+
+
+def test_check_answers_with_a_sentence_or_nothing(client):
+    assert client.get("/check", params={"path": "/data/a.h5", "nbytes": 10}).json() == {"value": ""}
+    assert client.get("/check", params={"path": "/etc/x"}).json() == {"value": "/etc/x for 0 bytes: outside the root"}
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "words"),
+    [
+        ("/check", {}, "query.path: Field required"),
+        ("/check", {"path": "a", "nbytes": -1}, "query.nbytes: Input should be greater than or equal to 0"),
+        ("/check", {"path": "a", "nbytes": "many"}, "query.nbytes: Input should be a valid integer"),
+        ("/last_frame", {"format": "pickle"}, "query.format: Input should be 'npy' or 'png'"),
+    ],
+)
+def test_a_wrong_question_gets_a_sentence(client, path, params, words):
+    reply = client.get(path, params=params)
+    assert reply.status_code == 422
+    assert words in reply.json()["error"]
+
+
+def test_an_unknown_page_and_a_wrong_method(client):
+    reply = client.get("/nowhere")
+    assert (reply.status_code, reply.json()) == (404, {"error": "GET /nowhere: Not Found"})
+    assert client.get("/stop").json() == {"error": "GET /stop: Method Not Allowed"}
+
+
+def test_stop_and_reset(client, engine):
+    assert client.post("/stop", json={"series": 41}).json()["series"] == 3
+    assert client.post("/stop", json={}).status_code == 200
+    assert client.post("/stop").status_code == 200
+    assert client.post("/reset").json()["state"] == "running"
+    assert engine.calls == [("stop", 41), ("stop", None), ("stop", None), ("reset",)]
+    assert client.post("/stop", json={"series": "x"}).status_code == 422
+    assert client.post("/stop", content=b"{{{", headers={"content-type": "application/json"}).status_code == 422
+
+
+@pytest.mark.parametrize(("error", "code"), [(ConfigError("set root"), 400), (StreamError("the sender"), 503)])
+def test_what_the_engine_refuses_is_said(client, engine, error, code):
+    engine.refuse = error
+    reply = client.post("/stop")
+    assert (reply.status_code, reply.json()) == (code, {"error": str(error), "reason": type(error).__name__})
+
+
+def test_no_image_yet(client):
+    reply = client.get("/last_frame")
+    assert (reply.status_code, reply.json()) == (404, {"error": "no image has been received yet"})
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int32", "float32"])
+def test_last_image_as_numpy(client, engine, dtype):
+    engine.shot = Shot(7, 3, np.arange(12, dtype=dtype).reshape(3, 4), 1.5)
+    reply = client.get("/last_frame")
+    array = np.load(io.BytesIO(reply.content), allow_pickle=False)
+    np.testing.assert_array_equal(array, engine.shot.array)
+    assert array.dtype == dtype
+    assert (reply.headers["X-Frame"], reply.headers["X-Series"], reply.headers["X-Timestamp"]) == ("7", "3", "1.5")
+
+
+def test_last_image_as_png(client, engine):
+    image = np.full((30, 40), 10, np.uint16)
+    image[5, 6] = 65535  # masked
+    image[20:25, 10:20] = 1000
+    engine.shot = Shot(7, 3, image, math.nan)
+    reply = client.get("/last_frame", params={"format": "png"})
+    assert reply.headers["content-type"] == "image/png"
+    assert reply.headers["X-Timestamp"] == "nan"
+    grey = np.asarray(Image.open(io.BytesIO(reply.content)))
+    assert grey.shape == (30, 40)
+    assert (grey[5, 6], grey[0, 0], grey[22, 15]) == (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4), np.uint16),
+        np.full((4, 4), 65535, np.uint16),
+        np.full((4, 4), 255, np.uint8),
+        np.full((4, 4), -1, np.int32),
+        np.full((4, 4), np.nan, np.float32),
+        np.ones((2, 4, 4), np.int16),
+        np.full((1, 1), np.inf, np.float64),
+        np.eye(700, dtype=np.float32) * np.finfo(np.float32).max,
+    ],
+)
+def test_any_image_can_be_shown(array):
+    grey = np.asarray(Image.open(io.BytesIO(encode_png(array))))
+    assert grey.dtype == np.uint8
+    assert grey.size == array.size
+
+
+def test_metrics_are_prometheus_text(client):
+    text = client.get("/metrics").text
+    assert "stream_receiver_frames_received 12\n" in text
+    assert 'stream_receiver_state{state="running"} 1\n' in text
+    assert text.count("# TYPE stream_receiver_state gauge") == 1
+    names = [line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(names) == len(set(names)) + 2  # three states
+
+
+def test_a_slow_answer_holds_nobody_up(engine, client):
+    engine.block = threading.Event()
+    with contextlib.ExitStack() as stack:
+        asking = [threading.Thread(target=client.get, args=("/check?path=x",)) for _ in range(3)]
+        for thread in asking:
+            thread.start()
+            stack.callback(thread.join)
+        stack.callback(engine.block.set)
+        assert client.get("/status").status_code == 200
+
+
+def test_it_ends_at_once_and_leaves_no_thread_and_no_port(engine):
+    before = set(threading.enumerate())
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    server = HttpServer(engine, "127.0.0.1:0")
+    server.start()
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    port = server.port
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        client.get("/status")  # and keeps the connection open
+        began = time.monotonic()
+        server.stop()
+        server.stop()
+        assert time.monotonic() - began < 1.0
+    wait_for(lambda: set(threading.enumerate()) <= before)
+    with HttpServer(engine, f"127.0.0.1:{port}") as again:
+        assert again.port == port
+
+
+def test_a_client_that_sends_half_a_request_does_not_delay_the_end(engine):
+    server = HttpServer(engine, "127.0.0.1:0")
+    server.start()
+    with socket.create_connection(("127.0.0.1", server.port)) as half:
+        half.sendall(b"POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize("address", ["8000", "localhost", ":8000", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:70000"])
+def test_an_address_that_is_none(engine, address):
+    with pytest.raises(ConfigError, match="is not .host:port."):
+        HttpServer(engine, address).start()
+
+
+def test_a_port_that_is_taken(engine):
+    with HttpServer(engine, "127.0.0.1:0") as server:
+        with pytest.raises(ConfigError, match=r"in use; end what uses this port, or choose another"):
+            HttpServer(engine, f"127.0.0.1:{server.port}").start()
+
+
+def test_a_host_that_is_not_ours(engine):
+    with pytest.raises(ConfigError, match="192.0.2.1:0"):
+        HttpServer(engine, "192.0.2.1:0").start()
+
+
+def test_twenty_starts_leave_descriptors_as_they_were(engine):
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with HttpServer(engine, "127.0.0.1:0"):
+        pass
+    before = open_files()
+    for _ in range(20):
+        with HttpServer(engine, "127.0.0.1:0") as server:
+            httpx.get(f"http://127.0.0.1:{server.port}/status")
+    assert open_files() <= before
