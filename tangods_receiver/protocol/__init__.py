@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 Buffer = Any  # bytes, memoryview or zmq.Frame: whatever offers the buffer protocol
 
@@ -34,13 +35,13 @@ class SeriesStart:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One image, or one module of an image, as it came.
+class Frame(NamedTuple):
+    """One image, or one module of an image, as it came (a tuple, because tens of thousands are made in a second).
 
     `number` counts from 0 in each series; `shape` is that of the pixels, rows first; `dtype` a NumPy name;
     `codec` one of `none`, `bslz4`, `cbf`; `data` the payload in one part (no copy is made);
-    `timestamp` the detector's own time in seconds (None: not sent); `discard` True: count it, do not store it.
+    `timestamp` the detector's own time in seconds (None: not sent); `discard` True: count it, do not store it;
+    `more` the payloads of modules `module + 1`, `module + 2` ... where one message carries several modules.
     """
 
     number: int
@@ -53,7 +54,8 @@ class Frame:
     series: int | None = None
     timestamp: float | None = None
     discard: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    more: tuple[Buffer, ...] = ()
+    extra: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,133 @@
+"""The receiver's configuration: a YAML file or Tango properties -> one checked, frozen model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tangods_receiver.errors import ConfigError
+
+PROTOCOLS = ("stins",)
+_ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+
+
+class ReceiverConfig(BaseModel):
+    """Times in seconds, sizes in bytes.
+
+    `endpoints` the senders to pull from; `workers` threads, each with a socket to all endpoints; `root` the directory
+    below which files may be written; `dataset` path of the images in the file; `http` "host:port" ("" none, port 0
+    any free one); `hwm_bytes` what may wait in memory per worker and endpoint; `end_timeout` how long missing frames
+    are waited for after the end message; `stall_timeout` closes a series in which nothing comes (0: never)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("receiver", min_length=1, max_length=100)
+    protocol: str = "stins"
+    endpoints: tuple[str, ...] = Field(min_length=1)
+    workers: int = Field(1, ge=1, le=64, strict=True)
+    io_threads: int = Field(2, ge=1, le=16, strict=True)
+    root: Path
+    dataset: str = "entry/instrument/detector/data"
+    http: str = "127.0.0.1:8000"
+    forward: str = ""
+    hwm_bytes: int = Field(256 * 2**20, ge=2**20, le=2**40, strict=True)
+    end_timeout: float = Field(2.0, ge=0, le=3600, allow_inf_nan=False)
+    stall_timeout: float = Field(0.0, ge=0, le=30 * 86400, allow_inf_nan=False)
+    commit_interval: float = Field(1.0, ge=0.01, le=3600, allow_inf_nan=False)
+
+    @field_validator("protocol")
+    @classmethod
+    def _known_protocol(cls, value: str) -> str:
+        if value not in PROTOCOLS:
+            raise ValueError(f"{value!r} is not known, known are: {', '.join(PROTOCOLS)}")
+        return value
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("endpoints")
+    @classmethod
+    def _tcp_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for endpoint in value:
+            match = _ENDPOINT.fullmatch(endpoint)
+            if not match or not 0 < int(match[2]) < 65536:
+                raise ValueError(f"{endpoint!r} is not like tcp://host:9999")
+        if len(set(value)) != len(value):
+            raise ValueError("the same endpoint twice")
+        return value
+
+    @field_validator("root")
+    @classmethod
+    def _existing_directory(cls, value: Path) -> Path:
+        try:
+            root = value.expanduser().resolve(strict=True)
+        except (OSError, RuntimeError, ValueError) as exc:
+            raise ValueError(f"{value} does not exist: create it or name another directory ({exc})") from exc
+        if not root.is_dir():
+            raise ValueError(f"{value} is not a directory")
+        return root
+
+    @field_validator("dataset")
+    @classmethod
+    def _path_in_the_file(cls, value: str) -> str:
+        path = value.strip("/")
+        names = path.split("/")
+        if len(names) < 2 or not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) for name in names):
+            raise ValueError(f"{value!r} is not like entry/instrument/detector/data")
+        return path
+
+    @field_validator("http")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        match = _ADDRESS.fullmatch(value)
+        if value and (not match or int(match[2]) > 65535):
+            raise ValueError(f"{value!r} is not like 127.0.0.1:8000 (port 0: any free one; '' for none)")
+        return value
+
+    @field_validator("forward")
+    @classmethod
+    def _not_yet(cls, value: str) -> str:
+        if value:
+            raise ValueError("the forwarding port is not available yet: leave it empty")
+        return value
+
+
+def make(values: Mapping[str, Any], source: str = "configuration") -> ReceiverConfig:
+    """Check the values; ConfigError lists all mistakes in one message, after the name of the `source`."""
+    try:
+        return ReceiverConfig.model_validate(dict(values))
+    except ValidationError as exc:
+        raise ConfigError(f"{source}: " + "; ".join(_mistake(error) for error in exc.errors())) from exc
+
+
+def load(path: str | Path) -> ReceiverConfig:
+    """Read a YAML file; ConfigError lists all mistakes."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc.strerror})") from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(exc).split())})") from exc
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}, not 'key: value' lines")
+    return make({str(key): value for key, value in values.items()}, str(path))
+
+
+def _mistake(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "configuration"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    text = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {text}" if error["type"] == "value_error" else f"{key}: {text} (found {error['input']!r})"

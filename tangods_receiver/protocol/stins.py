@@ -1,0 +1,340 @@
+"""STINS, the streaming format of MAX IV: message parts <-> SeriesStart, Frame, SeriesEnd. Pure functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tangods_receiver.errors import StreamError
+from tangods_receiver.protocol import Buffer, Frame, Message, Parts, SeriesEnd, SeriesStart
+
+loads: Callable[[bytes], Any]
+try:
+    import orjson
+except ImportError:  # a streamer on an old detector computer
+    loads = json.loads
+
+    def dumps(value: Any) -> bytes:
+        return json.dumps(value, separators=(",", ":")).encode()
+else:
+    loads = orjson.loads
+
+    def dumps(value: Any) -> bytes:
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+ITEMSIZE = {
+    **{"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4},
+    **{"uint64": 8, "int64": 8, "float32": 4, "float64": 8},
+}
+CODECS = ("none", "bslz4", "cbf")
+MAX_IMAGE = 1 << 30  # bytes of one image; a chunk of an HDF5 file must stay below 4 GiB, and nobody has more
+MAX_NUMBER = (1 << 63) - 1  # what a file can hold
+MAX_MODULES = 1024
+BSLZ4_HEADER = 12  # u64 BE bytes of the image, u32 BE bytes of a block
+
+
+def decode(parts: Parts) -> Message:
+    """One received message. StreamError says what was found; nothing else is ever raised."""
+    if not parts:
+        raise StreamError("empty message: no part at all")
+    head = _json_object(parts[0], "part 0")
+    kind = head.pop("htype", None)
+    if kind == "image":
+        return _frame(head, parts)
+    if kind == "header":
+        return _start(head, parts)
+    if kind == "series_end":
+        return SeriesEnd(_count(head, "msg_number"), _count(head, "series"))
+    raise StreamError(f"htype is {_show(kind)}, not 'header', 'image' or 'series_end'")
+
+
+# --- start -----------------------------------------------------------------------------------------------------------
+
+
+def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
+    """Keys of the header that nobody knows are kept with the metadata."""
+    filename = head.pop("filename", None)
+    if type(filename) is not str:
+        raise StreamError(f"start message: filename is {_show(filename)}, not a string")
+    metadata = _metadata(parts)
+    shape, dtype, codec = head.pop("shape", None), head.pop("type", None), head.pop("compression", None)
+    modules = _count(head, "modules")
+    if modules is not None and not 1 <= modules <= MAX_MODULES:
+        raise StreamError(f"start message: modules is {modules}, not 1 to {MAX_MODULES}")
+    if shape is not None:
+        shape = _shape(shape)
+        _image_bytes(shape, dtype if dtype is not None else "uint8")
+    elif dtype is not None:
+        _image_bytes((1, 1), dtype)
+    return SeriesStart(
+        filename=filename,
+        serial=_count(head, "msg_number"),
+        series=_count(head, "series"),
+        nframes=_count(head, "nframes"),
+        shape=shape,
+        dtype=dtype,
+        codec=None if codec is None else _codec(codec),
+        modules=1 if modules is None else modules,
+        save=metadata.get("save_raw") not in (False, 0),
+        metadata={**head, **metadata},
+    )
+
+
+def _metadata(parts: Parts) -> dict[str, Any]:
+    if len(parts) < 2 or not len(parts[1]) or bytes(parts[1][:5]).strip() == b"null":
+        return {}
+    return _json_object(parts[1], "start message: metadata")
+
+
+# --- image -----------------------------------------------------------------------------------------------------------
+
+
+class _Layout(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: str
+    codec: str
+    nbytes: int
+
+
+_layouts: dict[tuple[Any, ...], _Layout] = {}  # the few that are in use; checked once each
+
+
+def _frame(head: dict[str, Any], parts: Parts) -> Frame:
+    pop = head.pop
+    number = pop("frame", None)
+    if type(number) is not int or not 0 <= number <= MAX_NUMBER:
+        raise StreamError(f"image: frame is {_show(number)}, not a whole number from 0")
+    serial, series, module = pop("msg_number", None), pop("series", None), pop("module", 0)
+    if type(serial) is not int or serial < 0:
+        serial = _checked("msg_number", serial)
+    if type(series) is not int or series < 0:
+        series = _checked("series", series)
+    if type(module) is not int or not 0 <= module < MAX_MODULES:
+        raise StreamError(f"image {number}: module is {_show(module)}, not 0 to {MAX_MODULES - 1}")
+    timestamp = pop("timestamp", None)
+    if timestamp is not None and type(timestamp) is not float:
+        timestamp = _seconds(number, timestamp)
+    layout = _layout(number, pop("shape", None), pop("type", None), pop("compression", None))
+    chunks, discard = pop("chunks", None), pop("discard", False) is True
+    more: tuple[Buffer, ...] = ()
+    shape = layout.shape
+    if len(parts) == 2 and len(shape) == 2:
+        data = parts[1]
+        _check_payload(number, layout.codec, layout.nbytes, data)
+    else:
+        shape, data, more = _several(number, layout, chunks, parts[1:])
+    return Frame(
+        number, shape, layout.dtype, layout.codec, data, module, serial, series, timestamp, discard, more, head
+    )
+
+
+def _layout(number: int, shape: Any, dtype: Any, codec: Any) -> _Layout:
+    try:  # the types are part of the key because True == 1 == 1.0
+        key = (dtype, codec, *shape, *map(type, shape))
+        found = _layouts.get(key)
+    except TypeError:
+        key, found = (), None
+    if found is None:
+        try:
+            checked = _shape(shape)
+            found = _Layout(checked, dtype, _codec(codec), _image_bytes(checked, dtype))
+        except StreamError as exc:
+            raise StreamError(f"image {number}: {exc}") from None
+        if len(_layouts) > 100:
+            _layouts.clear()
+        _layouts[key] = found
+    return found
+
+
+def _several(
+    number: int, layout: _Layout, chunks: Any, payload: Sequence[Buffer]
+) -> tuple[tuple[int, ...], Buffer, tuple[Buffer, ...]]:
+    """An image of several parts or modules: (shape of one module, first payload, payloads of the other modules)."""
+    shape, _, codec, nbytes = layout
+    if not payload:
+        raise StreamError(f"image {number}: no pixel part")
+    if len(payload) > MAX_MODULES:
+        raise StreamError(f"image {number}: {len(payload)} parts, more than {MAX_MODULES}")
+    if chunks is not None and (type(chunks) is not list or len(chunks) != len(shape)):
+        raise StreamError(f"image {number}: chunks {_show(chunks)} do not fit shape {list(shape)}")
+    if len(shape) == 3:
+        modules = shape[0]
+        if chunks is not None and chunks != [1, *shape[1:]]:
+            raise StreamError(f"image {number}: chunks {_show(chunks)} is not one module of shape {list(shape)}")
+        if len(payload) == 1 and codec == "none":
+            payload = _split(number, payload[0], modules, nbytes)
+        if len(payload) != modules:
+            raise StreamError(f"image {number}: {len(payload)} parts for {modules} modules of shape {list(shape)}")
+        for part in payload:
+            _check_payload(number, codec, nbytes // modules, part)
+        return shape[1:], payload[0], tuple(payload[1:])
+    if codec != "none":
+        raise StreamError(f"image {number}: {codec} of shape {list(shape)} in {len(payload)} parts cannot be joined")
+    found = sum(len(part) for part in payload)
+    if found != nbytes:
+        raise StreamError(f"image {number}: {found} bytes in {len(payload)} parts, {nbytes} expected")
+    return shape, b"".join(bytes(part) for part in payload), ()
+
+
+def _split(number: int, part: Buffer, modules: int, nbytes: int) -> list[Buffer]:
+    view, size = memoryview(part), nbytes // modules
+    if len(view) != nbytes:
+        raise StreamError(f"image {number}: {len(view)} bytes of pixels, {nbytes} expected")
+    return [view[k * size : (k + 1) * size] for k in range(modules)]
+
+
+def _check_payload(number: int, codec: str, nbytes: int, data: Buffer) -> None:
+    """Refuse what cannot be an image of `nbytes` before anybody reserves memory or room in the file for it."""
+    found = len(data)
+    if codec == "none":
+        if found != nbytes:
+            raise StreamError(f"image {number}: {found} bytes of pixels, {nbytes} expected")
+        return
+    if not 0 < found <= 2 * nbytes + 65536:
+        raise StreamError(f"image {number}: {found} bytes of {codec} for an image of {nbytes} bytes")
+    if codec == "bslz4":
+        head = bytes(memoryview(data)[:BSLZ4_HEADER])
+        if len(head) < BSLZ4_HEADER:
+            raise StreamError(f"image {number}: {found} bytes of bslz4, less than its header")
+        size = int.from_bytes(head[:8], "big")
+        if size != nbytes:
+            raise StreamError(f"image {number}: bslz4 header says {size} bytes, shape and type say {nbytes}")
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _json_object(part: Buffer, what: str) -> dict[str, Any]:
+    try:
+        value = loads(part if type(part) is bytes else bytes(part))
+    except (ValueError, RecursionError) as exc:
+        raise StreamError(f"{what} is not JSON ({exc}): {_show(bytes(part[:60]))}") from exc
+    if type(value) is not dict:
+        raise StreamError(f"{what} is {_show(value)}, not a JSON object")
+    return value
+
+
+def _count(head: dict[str, Any], key: str) -> int | None:
+    return _checked(key, head.pop(key, None))
+
+
+def _checked(key: str, value: Any) -> int | None:
+    """A whole number from 0, or None when the sender left it out."""
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
+        raise StreamError(f"{key} is {_show(value)}, not a whole number from 0")
+    return value
+
+
+def _seconds(number: int, value: Any) -> float:
+    if type(value) is not int or abs(value) > MAX_NUMBER:
+        raise StreamError(f"image {number}: timestamp is {_show(value)}, not a number of seconds")
+    return float(value)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """[rows, columns], or [modules, rows, columns] (one module: as if it were not there)."""
+    if type(value) is not list or not all(type(n) is int and 0 < n <= MAX_IMAGE for n in value):
+        raise StreamError(f"shape is {_show(value)}, not a list of whole numbers")
+    if len(value) == 3 and value[0] == 1:
+        value = value[1:]
+    if len(value) not in (2, 3) or (len(value) == 3 and value[0] > MAX_MODULES):
+        raise StreamError(f"shape is {_show(value)}, not [rows, columns] or [modules, rows, columns]")
+    return tuple(value)
+
+
+def _codec(value: Any) -> str:
+    if value in ("", None):
+        return "none"
+    if value not in CODECS:
+        raise StreamError(f"compression is {_show(value)}, known are {', '.join(CODECS)}")
+    return str(value)
+
+
+def _image_bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    itemsize = ITEMSIZE.get(dtype) if type(dtype) is str else None
+    if itemsize is None:
+        raise StreamError(f"type is {_show(dtype)}, known are {', '.join(ITEMSIZE)}")
+    nbytes = itemsize
+    for n in shape:
+        nbytes *= n
+    if nbytes > MAX_IMAGE:
+        raise StreamError(f"an image of shape {list(shape)} and type {dtype} has {nbytes} bytes, more than {MAX_IMAGE}")
+    return nbytes
+
+
+def _show(value: Any) -> str:
+    """What was found, cut to a length that fits in a sentence."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested thousands deep; an int of more digits than Python prints
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# --- the sender's side -----------------------------------------------------------------------------------------------
+
+
+def encode_start(
+    filename: str,
+    serial: int | None = None,
+    *,
+    series: int | None = None,
+    nframes: int | None = None,
+    shape: Sequence[int] | None = None,
+    dtype: str | None = None,
+    codec: str | None = None,
+    modules: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> list[bytes]:
+    """Parts of a start message; what is None is left out."""
+    head = _filled(
+        {"htype": "header", "filename": filename},
+        msg_number=serial,
+        series=series,
+        nframes=nframes,
+        shape=None if shape is None else list(shape),
+        type=dtype,
+        compression=codec,
+        modules=modules,
+    )
+    return [dumps(head)] if metadata is None else [dumps(head), dumps(dict(metadata))]
+
+
+def encode_frame_header(
+    frame: int,
+    shape: Sequence[int],
+    dtype: str,
+    codec: str,
+    serial: int | None = None,
+    *,
+    series: int | None = None,
+    module: int | None = None,
+    timestamp: float | None = None,
+    discard: bool = False,
+    chunks: Sequence[int] | None = None,
+) -> bytes:
+    """Part 0 of an image message; the pixel part(s) follow it."""
+    head = _filled(
+        {"htype": "image", "frame": frame, "shape": list(shape), "type": dtype, "compression": codec},
+        msg_number=serial,
+        series=series,
+        module=module,
+        timestamp=timestamp,
+        discard=True if discard else None,
+        chunks=None if chunks is None else list(chunks),
+    )
+    return dumps(head)
+
+
+def encode_end(serial: int | None = None, *, series: int | None = None) -> list[bytes]:
+    """Parts of an end message."""
+    return [dumps(_filled({"htype": "series_end"}, msg_number=serial, series=series))]
+
+
+def _filled(head: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    head.update((key, value) for key, value in optional.items() if value is not None)
+    return head
