@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -143,16 +144,16 @@ def push_state(device: tango.server.Device) -> None:
 class EventPusher:
     """Pushes a device's events from a thread of its own, so that nobody who has news ever waits for Tango.
 
-    Of several values of one attribute that come while the device is busy, or within `interval` s, only the newest is
-    pushed; the last one always is. State and Status are pushed at once. Start it in init_device, close it first of all
-    in delete_device."""
+    Each state is pushed, in order and at once, also one that has passed by then. Of several values of one attribute
+    that come within `interval` s, or while the device is busy, only the newest is pushed; the last one always is. Start
+    it in init_device, close it first of all in delete_device."""
 
     def __init__(self, device: tango.server.Device, interval: float = 0.1) -> None:
         self._device = device
         self._interval = interval
         self._changed = threading.Condition()
         self._values: dict[str, Any] = {}
-        self._state = False
+        self._states: deque[tuple[tango.DevState, str]] = deque(maxlen=100)
         self._pushing = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"events {device.get_name()}", daemon=True)
@@ -167,9 +168,9 @@ class EventPusher:
             self._changed.notify()
 
     def push_state(self) -> None:
-        """State or Status changed: pushed before anything else; returns at once, from any thread."""
+        """Call it after each set_state or set_status; returns at once, from any thread."""
         with self._changed:
-            self._state = True
+            self._states.append((self._device.get_state(), self._device.get_status()))
             self._changed.notify()
 
     def close(self, timeout: float = 0.5) -> None:
@@ -186,31 +187,32 @@ class EventPusher:
         with tango.EnsureOmniThread():
             due = 0.0
             while (work := self._take(due)) is not None:
-                state, values = work
+                states, values = work
                 if values:
                     due = time.monotonic() + self._interval
-                self._push_all(state, values)
+                self._push_all(states, values)
 
-    def _take(self, due: float) -> tuple[bool, dict[str, Any]] | None:
+    def _take(self, due: float) -> tuple[list[tuple[tango.DevState, str]], dict[str, Any]] | None:
         """Wait for something to push; values not before `due`. None: closed."""
         with self._changed:
             self._pushing = False
             while not self._closed:
                 wait = due - time.monotonic()
-                if self._state or (self._values and wait <= 0):
-                    state, self._state = self._state, False
-                    values: dict[str, Any] = {}
+                if self._states or (self._values and wait <= 0):
+                    states, values = list(self._states), {}
+                    self._states.clear()
                     if wait <= 0:
                         values, self._values = self._values, {}
                     self._pushing = True
-                    return state, values
+                    return states, values
                 self._changed.wait(wait if self._values else None)
             return None
 
-    def _push_all(self, state: bool, values: dict[str, Any]) -> None:
+    def _push_all(self, states: list[tuple[tango.DevState, str]], values: dict[str, Any]) -> None:
         try:
-            if state:
-                push_state(self._device)
+            while states:
+                self._push_state(*states[0], last=len(states) == 1)
+                del states[0]
             for name, value in values.items():
                 if self._closed:
                     return
@@ -220,7 +222,15 @@ class EventPusher:
                 log.error("event not pushed: %s", exc.args[0].desc)
                 return
             with self._changed:  # the device was busy for 3.2 s: again, with what is newest by then
-                self._state |= state
+                self._states.extendleft(reversed(states))
                 self._values = values | self._values
         except Exception:  # outermost loop of this thread: one wrong value must not end all events
             log.exception("event not pushed")
+
+    def _push_state(self, state: tango.DevState, status: str, last: bool) -> None:
+        """The present state as a client reads it (ON may read as ALARM); a passed one as it was."""
+        if last and state == self._device.get_state():
+            push_state(self._device)
+        else:
+            push(self._device, "State", state)
+            push(self._device, "Status", status)

@@ -68,6 +68,14 @@ class Edgy(Device):
         time.sleep(seconds)
 
     @command
+    def PassThrough(self) -> None:
+        """States that are all over before any of them can be pushed."""
+        for state in (tango.DevState.MOVING, tango.DevState.RUNNING, tango.DevState.ON):
+            self.set_state(state)
+            self.set_status(f"now {state}")
+            self._events.push_state()
+
+    @command
     def PushNonsense(self) -> None:
         self._events.push("Count", "no number")
         self._events.push("Nowhere", 1)
@@ -225,6 +233,16 @@ def test_a_state_pushed_during_a_long_command_arrives_after_it(device):
     with Seen(device, "State") as states:
         device.RunThen(3.6)  # longer than Tango lets a push wait
         wait_for(lambda: states.values[-1] == tango.DevState.RUNNING)
+
+
+def test_states_that_have_passed_are_pushed_in_order(device):
+    on, moving, running = tango.DevState.ON, tango.DevState.MOVING, tango.DevState.RUNNING
+    with Seen(device, "State") as states, Seen(device, "Status") as texts:
+        wait_for(lambda: states.values == [on] and len(texts.values) == 1)
+        device.PassThrough()
+        wait_for(lambda: len(states.values) == 4 and len(texts.values) == 4)
+        assert states.values == [on, moving, running, on]
+        assert texts.values[1:] == ["now MOVING", "now RUNNING", "now ON"]
 
 
 def test_a_wrong_value_does_not_end_the_events(device):
