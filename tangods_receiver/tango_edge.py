@@ -6,7 +6,6 @@ import logging
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -144,16 +143,17 @@ def push_state(device: tango.server.Device) -> None:
 class EventPusher:
     """Pushes a device's events from a thread of its own, so that nobody who has news ever waits for Tango.
 
-    Each state is pushed, in order and at once, also one that has passed by then. Of several values of one attribute
-    that come within `interval` s, or while the device is busy, only the newest is pushed; the last one always is. Start
-    it in init_device, close it first of all in delete_device."""
+    State and Status are pushed at once, before values. Of several values of one attribute that come within `interval` s,
+    or while the device is busy, only the newest is pushed; the last one always is. Tango pushes the state that the
+    device has at that moment: a command that must show a passing state (Arm: MOVING) calls `push_state(device)` itself.
+    Start the pusher in init_device, close it first of all in delete_device."""
 
     def __init__(self, device: tango.server.Device, interval: float = 0.1) -> None:
         self._device = device
         self._interval = interval
         self._changed = threading.Condition()
         self._values: dict[str, Any] = {}
-        self._states: deque[tuple[tango.DevState, str]] = deque(maxlen=100)
+        self._state = False
         self._pushing = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"events {device.get_name()}", daemon=True)
@@ -168,9 +168,9 @@ class EventPusher:
             self._changed.notify()
 
     def push_state(self) -> None:
-        """Call it after each set_state or set_status; returns at once, from any thread."""
+        """Call it after set_state or set_status; returns at once, from any thread."""
         with self._changed:
-            self._states.append((self._device.get_state(), self._device.get_status()))
+            self._state = True
             self._changed.notify()
 
     def close(self, timeout: float = 0.5) -> None:
@@ -187,32 +187,31 @@ class EventPusher:
         with tango.EnsureOmniThread():
             due = 0.0
             while (work := self._take(due)) is not None:
-                states, values = work
+                state, values = work
                 if values:
                     due = time.monotonic() + self._interval
-                self._push_all(states, values)
+                self._push_all(state, values)
 
-    def _take(self, due: float) -> tuple[list[tuple[tango.DevState, str]], dict[str, Any]] | None:
+    def _take(self, due: float) -> tuple[bool, dict[str, Any]] | None:
         """Wait for something to push; values not before `due`. None: closed."""
         with self._changed:
             self._pushing = False
             while not self._closed:
                 wait = due - time.monotonic()
-                if self._states or (self._values and wait <= 0):
-                    states, values = list(self._states), {}
-                    self._states.clear()
+                if self._state or (self._values and wait <= 0):
+                    state, self._state = self._state, False
+                    values: dict[str, Any] = {}
                     if wait <= 0:
                         values, self._values = self._values, {}
                     self._pushing = True
-                    return states, values
+                    return state, values
                 self._changed.wait(wait if self._values else None)
             return None
 
-    def _push_all(self, states: list[tuple[tango.DevState, str]], values: dict[str, Any]) -> None:
+    def _push_all(self, state: bool, values: dict[str, Any]) -> None:
         try:
-            while states:
-                self._push_state(*states[0], last=len(states) == 1)
-                del states[0]
+            if state:
+                push_state(self._device)
             for name, value in values.items():
                 if self._closed:
                     return
@@ -222,15 +221,7 @@ class EventPusher:
                 log.error("event not pushed: %s", exc.args[0].desc)
                 return
             with self._changed:  # the device was busy for 3.2 s: again, with what is newest by then
-                self._states.extendleft(reversed(states))
+                self._state |= state
                 self._values = values | self._values
         except Exception:  # outermost loop of this thread: one wrong value must not end all events
             log.exception("event not pushed")
-
-    def _push_state(self, state: tango.DevState, status: str, last: bool) -> None:
-        """The present state as a client reads it (ON may read as ALARM); a passed one as it was."""
-        if last and state == self._device.get_state():
-            push_state(self._device)
-        else:
-            push(self._device, "State", state)
-            push(self._device, "Status", status)
