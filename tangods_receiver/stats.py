@@ -37,7 +37,8 @@ class Snapshot:
     `state` is idle, running or error; `series` the series now open, or the last one (0: none yet); `opened`, `closed`
     the ids of the last series opened and closed; `file` the path being written ("" when none), `last_file` the one
     closed last; `missing` frames known lost (of the open or last series); `expected` None: not announced;
-    `rate` frames/s and `throughput` bytes/s over the last second; `durable` True when the last closed file was synced.
+    `rate` frames/s and `throughput` bytes/s over the last second; `durable` True when the last closed file was synced;
+    `last_number` the number of the newest image in its series (-1: none yet).
     """
 
     state: str = "idle"
@@ -58,6 +59,7 @@ class Snapshot:
     rate: float = 0.0
     throughput: float = 0.0
     durable: bool = True
+    last_number: int = -1
     error: str = ""
 
     def as_dict(self) -> dict[str, Any]:
