@@ -1,0 +1,95 @@
+"""A receiver engine that runs elsewhere, seen through its HTTP address."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import fields
+from typing import Any
+
+import httpx
+import numpy as np
+
+from tangods_receiver.errors import ConfigError, HardwareError, StreamError
+from tangods_receiver.live import LastFrame
+from tangods_receiver.stats import Snapshot
+
+LIMIT = httpx.Timeout(2.0, connect=1.0)  # s; below Tango's 3 s
+KNOWN = {f.name for f in fields(Snapshot)}
+
+
+class RemoteEngine:
+    """The same calls as an Engine's. HardwareError: it cannot be reached, or refuses; in its own words."""
+
+    def __init__(self, address: str) -> None:
+        """`address` like http://host:8000; ConfigError when it is not."""
+        try:
+            url = httpx.URL(address)
+        except httpx.InvalidURL as exc:
+            raise ConfigError(f"Address: {address!r} is not like http://host:8000 ({exc})") from exc
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ConfigError(f"Address: {address!r} is not like http://host:8000")
+        self.address = str(url).rstrip("/")
+        self._client = httpx.Client(base_url=url, timeout=LIMIT, trust_env=False)
+
+    def __enter__(self) -> RemoteEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._client.close()
+
+    def snapshot(self) -> Snapshot:
+        values = self._json("GET", "/status")
+        return Snapshot(**{key: value for key, value in values.items() if key in KNOWN})
+
+    def stop(self, series: int | None = None) -> None:
+        self._json("POST", "/stop", json={} if series is None else {"series": series})
+
+    def reset(self) -> None:
+        self._json("POST", "/reset")
+
+    def check(self, path: str, nbytes: int) -> str:
+        return str(self._json("GET", "/check", params={"path": path, "nbytes": nbytes}).get("value", ""))
+
+    def last_frame(self) -> LastFrame | None:
+        """None before the first image."""
+        reply = self._ask("GET", "/last_frame", params={"format": "npy"})
+        if reply.status_code == 404:
+            return None
+        self._refused(reply)
+        try:
+            array = np.load(io.BytesIO(reply.content), allow_pickle=False)
+            number, series = int(reply.headers["X-Frame"]), int(reply.headers["X-Series"])
+        except (ValueError, EOFError, KeyError) as exc:
+            raise StreamError(f"{self.address}/last_frame: not an image ({exc})") from exc
+        return LastFrame(number, series, array, float(reply.headers.get("X-Timestamp", math.nan)))
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        reply = self._ask(method, path, **request)
+        self._refused(reply)
+        try:
+            values = reply.json()
+        except ValueError as exc:
+            raise HardwareError(f"{method} {reply.url}: not JSON; is this the address of a receiver?") from exc
+        if not isinstance(values, dict):
+            raise HardwareError(f"{method} {reply.url}: {str(values)[:80]}; is this the address of a receiver?")
+        return values
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            return self._client.request(method, path, **request)
+        except httpx.HTTPError as exc:
+            raise HardwareError(
+                f"receiver at {self.address} cannot be reached ({exc or type(exc).__name__}): "
+                "start it there, or correct the property Address"
+            ) from exc
+
+    @staticmethod
+    def _refused(reply: httpx.Response) -> None:
+        if reply.is_success:
+            return
+        try:
+            sentence = str(reply.json()["error"])
+        except (ValueError, KeyError, TypeError):
+            sentence = f"{reply.status_code} {reply.reason_phrase}"
+        raise HardwareError(f"{reply.request.method} {reply.url}: {sentence}")
