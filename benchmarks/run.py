@@ -226,10 +226,10 @@ CONTENDERS = {
 SIZES = {
     size.name: size
     for size in (
-        Size("20kB", 100, 100, 60_000),
-        Size("200kB", 250, 400, 10_000),
-        Size("2MB", 1000, 1000, 1_000),
-        Size("20MB", 2500, 4000, 100),
+        Size("20kB", 100, 100, 40_000),
+        Size("200kB", 250, 400, 5_000),
+        Size("2MB", 1000, 1000, 500),
+        Size("20MB", 2500, 4000, 60),
     )
 }
 
@@ -353,10 +353,10 @@ def arguments() -> argparse.Namespace:
     default = [key for key in CONTENDERS if key != "flat"]
     parser.add_argument("--sizes", type=names({**SIZES}), help=f"of {','.join(SIZES)}; default: all")
     parser.add_argument("--contenders", type=names({**CONTENDERS}), default=default, help=f"of {','.join(CONTENDERS)}")
-    parser.add_argument("--rounds", type=int, help="default: 5")
-    parser.add_argument("--frames", type=int, help="per trial; default: 1 to 2 GB")
+    parser.add_argument("--rounds", type=int, help="default: 9")
+    parser.add_argument("--frames", type=int, help="per trial; default: about 1 GB")
     parser.add_argument("--folder", default="/dev/shm", help="where the files go; default: memory (/dev/shm)")
-    parser.add_argument("--quick", action="store_true", help="20kB and 200kB, 2 rounds, fewer frames")
+    parser.add_argument("--quick", action="store_true", help="20kB and 200kB, 3 rounds, fewer frames")
     parser.add_argument("--json", type=Path, metavar="OUT", help="save every trial and the summary")
     return parser.parse_args()
 
@@ -364,7 +364,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     sizes = [SIZES[name] for name in args.sizes or (["20kB", "200kB"] if args.quick else SIZES)]
-    rounds = args.rounds or (2 if args.quick else 5)
+    rounds = args.rounds or (3 if args.quick else 9)
     for i, size in enumerate(sizes):
         frames = args.frames or (size.frames // 2 if args.quick else size.frames)
         sizes[i] = Size(size.name, size.rows, size.columns, max(1, min(frames, MAX_BYTES // size.bytes)))
