@@ -1,0 +1,214 @@
+"""What a commit writes, where and in which order: index, per-frame arrays, lengths. No I/O.
+
+`add` takes the headers of records that lie in the file, `writes` gives (offset, bytes) that must reach the file in
+this order: new nodes, then the root that leads to them, then what tells readers that there is more. The writer uses it
+at each commit, recovery for all records at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chunkindex import ChunkIndex, Place, most_nodes, node_size
+from .nexus import COLUMNS, MISSING_TYPE, RANGE_BLOCK, Places
+from .records import INCOMPLETE, ImageLayout, aligned
+
+Write = tuple[int, bytes]
+
+#: Column -> field of the record's header.
+_FIELDS = {
+    "timestamp": "timestamp",
+    "arrival_time": "arrived",
+    "sequence_number": "frame",
+    "message_number": "serial",
+    "frame_status": "status",
+}
+_STATUS = "frame_status"
+
+
+class _Block:
+    """The per-frame values of `size` consecutive frames; `low:high` are those that changed since they were written."""
+
+    __slots__ = ("values", "modules", "low", "high", "new")
+
+    def __init__(self, size: int) -> None:
+        self.values = {name: np.full(size, fill, dtype) for name, (dtype, fill, _) in COLUMNS.items()}
+        self.modules = np.zeros(size, np.uint16)
+        self.low, self.high = size, 0
+        self.new = True
+
+
+class Catalogue:
+    """Everything about the frames of one file that readers find through the index."""
+
+    def __init__(self, places: Places, layout: ImageLayout | None, length: int) -> None:
+        """`length`: of the datasets as they are in the file, in frames."""
+        self._places = places
+        self._modules = layout.modules if layout else 1
+        self._index = ChunkIndex(layout.rank if layout else 3, self._modules)
+        self._columns = {name: ChunkIndex(1, step=places.block) for name in COLUMNS}
+        self._blocks: dict[int, _Block] = {}  # those that may still change
+        self._addresses: dict[int, int] = {}  # of all blocks
+        self._late: list[Write] = []
+        self._length = self._published = length
+        self.complete = 0  # frames of which all modules are there
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def block_size(self) -> int:
+        """Bytes in the file for the per-frame arrays of one block of frames."""
+        return aligned(self._places.block * sum(dtype.itemsize for dtype, _, _ in COLUMNS.values()))
+
+    def add(self, headers: NDArray, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Note records and where their payloads are; True for those that are new (a repeated frame keeps its first)."""
+        positions = headers["frame"] * np.uint64(self._modules) + headers["module"]
+        new = self._index.add(positions, addresses, headers["size"], headers["mask"])
+        headers = headers[new]
+        if len(headers):
+            self.extend(int(headers["frame"].max()) + 1)
+            self._add_columns(headers[np.argsort(headers["frame"], kind="stable")])
+        return new
+
+    def extend(self, length: int) -> None:
+        """Make the datasets at least this long, in frames."""
+        self._length = max(self._length, length)
+
+    def _add_columns(self, headers: NDArray) -> None:
+        size = self._places.block
+        numbers = headers["frame"] // np.uint64(size)
+        bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(headers)]
+        for begin, end in zip(bounds, bounds[1:], strict=False):
+            number = int(numbers[begin])
+            block = self._blocks.get(number)
+            if block is None:
+                block = self._blocks[number] = _Block(size)
+            part = headers[begin:end]
+            self._fill(block, part, (part["frame"] - np.uint64(number * size)).astype(np.intp))
+
+    def _fill(self, block: _Block, headers: NDArray, at: NDArray[np.intp]) -> None:
+        for name, field in _FIELDS.items():
+            block.values[name][at] = headers[field]
+        if self._modules > 1:
+            np.add.at(block.modules, at, 1)
+            at = np.unique(at)
+            whole = block.modules[at] == self._modules
+            block.values[_STATUS][at[~whole]] = INCOMPLETE
+            self.complete += int(np.count_nonzero(whole))
+        else:
+            block.modules[at] = 1
+            self.complete += len(at)
+        block.low, block.high = min(block.low, int(at[0])), max(block.high, int(at[-1]) + 1)
+
+    def writes(self, place: Place, last: bool = False) -> Iterator[Write]:
+        """What must be written, in this order; `place` gives free space in the file.
+
+        `frame_status` follows one commit behind (but at the end): a reader that has looked up the index just before
+        must not find a frame marked as written that this index does not hold yet."""
+        late, self._late = self._late, []
+        yield from late
+        if self._places.data is not None:
+            yield from _rebuild(self._index, self._places.data.root, place)
+        yield from self._column_writes(place)
+        yield self._places.scalars["frames_received"][0], _u64(self.complete)
+        if last:
+            late, self._late = self._late, []
+            yield from late
+        if self._length > self._published:
+            self._published = self._length
+            for column in self._places.columns.values():
+                yield column.length, _u64(self._length)
+            if self._places.data is not None:
+                yield self._places.data.length, _u64(self._length)
+
+    def _column_writes(self, place: Place) -> Iterator[Write]:
+        for number in sorted(n for n, block in self._blocks.items() if block.high):
+            block = self._blocks[number]
+            if block.new:
+                self._addresses[number] = address = place(self.block_size)
+                for name, offset in self._offsets(number):
+                    _add_one(self._columns[name], number, offset, block.values[name].nbytes)
+                yield address, self._block_bytes(block)
+            for name, offset in self._offsets(number):
+                if name == _STATUS:
+                    self._late.append(self._slice(block, name, offset))
+                elif not block.new:
+                    yield self._slice(block, name, offset)
+            block.new, block.low, block.high = False, self._places.block, 0
+            if (block.modules == self._modules).all():
+                del self._blocks[number]
+        for name, index in self._columns.items():
+            yield from _rebuild(index, self._places.columns[name].root, place)
+
+    @staticmethod
+    def _slice(block: _Block, name: str, offset: int) -> Write:
+        values = block.values[name]
+        return offset + block.low * values.itemsize, values[block.low : block.high].tobytes()
+
+    @staticmethod
+    def _block_bytes(block: _Block) -> bytes:
+        """The values of a new block behind each other, no frame marked as written yet."""
+        return b"".join(
+            bytes(values.nbytes) if name == _STATUS else values.tobytes() for name, values in block.values.items()
+        )
+
+    def _offsets(self, number: int) -> Iterator[tuple[str, int]]:
+        """Where each column of a block is in the file."""
+        address = self._addresses[number]
+        for name, (dtype, _, _) in COLUMNS.items():
+            yield name, address
+            address += self._places.block * dtype.itemsize
+
+    def new_blocks(self, blocks: set[int]) -> int:
+        """How many of these blocks of frames have no place in the file yet."""
+        return sum(number not in self._addresses for number in blocks)
+
+    def cost(self, leaves: int, blocks: int, highest: int) -> int:
+        """Bytes that a commit takes at most: chunks in `leaves` leaves, `blocks` new blocks, up to frame `highest`."""
+        images = most_nodes(leaves, (highest + 1) * self._modules) * self._index.node_size
+        columns = most_nodes(blocks, highest // self._places.block) * node_size(1) * len(COLUMNS)
+        return images + columns + blocks * self.block_size
+
+
+def missing_cost(count: int) -> int:
+    """Bytes that `missing_writes` takes for so many ranges."""
+    blocks = -(-count // RANGE_BLOCK)
+    return blocks * RANGE_BLOCK * 2 * MISSING_TYPE.itemsize + most_nodes(blocks, blocks) * node_size(2)
+
+
+def missing_writes(places: Places, ranges: Sequence[tuple[int, int]], place: Place) -> Iterator[Write]:
+    """Fill frames_missing, which is empty until now (or rewrite it), in order."""
+    index = ChunkIndex(2, step=RANGE_BLOCK)
+    blocks = range(0, len(ranges), RANGE_BLOCK)
+    size = RANGE_BLOCK * 2 * MISSING_TYPE.itemsize
+    for number, first in enumerate(blocks):
+        rows = np.zeros((RANGE_BLOCK, 2), MISSING_TYPE)
+        part = ranges[first : first + RANGE_BLOCK]
+        rows[: len(part)] = part
+        address = place(size)
+        _add_one(index, number, address, size)
+        yield address, rows.tobytes()
+    yield from _rebuild(index, places.missing.root, place)
+    yield places.missing.length, _u64(len(ranges))
+
+
+def _rebuild(index: ChunkIndex, root: int, place: Place) -> Iterator[Write]:
+    """The changed nodes, then the root where it moved."""
+    before = index.root
+    yield from index.build(place)
+    if index.root is not None and index.root != before:
+        yield root, _u64(index.root)
+
+
+def _add_one(index: ChunkIndex, position: int, address: int, size: int) -> None:
+    where = np.array([position, address], np.uint64)
+    index.add(where[:1], where[1:], np.array([size], np.uint32), np.zeros(1, np.uint32))
+
+
+def _u64(value: int) -> bytes:
+    return value.to_bytes(8, "little")

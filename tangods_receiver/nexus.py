@@ -1,0 +1,420 @@
+"""The NeXus tree of a series file: built in memory by h5py, and found again in a file that exists.
+
+h5py touches a file only here and in `recovery`: the tree is made as a file image, which `seriesfile` writes and from
+then on changes by itself, in the few fields that `Places` lists.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from numbers import Real
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from . import __version__, h5fields
+from .errors import ConfigError, WriteError
+from .h5fields import ArrayFields, Read
+from .records import STATUS_TEXT, Books, FileHeader, ImageLayout
+
+PROGRAM = "tangods-detector"
+FORMAT = 1
+BLOCK = 1024  # frames per chunk of the per-frame arrays
+RANGE_BLOCK = 256  # rows per chunk of frames_missing
+MISSING_TYPE = np.dtype("<i8")
+TIME_SIZE, REASON_SIZE = 64, 512
+NOT_CLOSED = "not closed: still being written, or the writer was killed (then: tangods-detector recover FILE)"
+
+#: Per-frame arrays: name -> type, value where there is no frame, attributes.
+COLUMNS: dict[str, tuple[np.dtype, Any, dict[str, str]]] = {
+    "timestamp": (
+        np.dtype("<f8"),
+        math.nan,
+        {"units": "s", "description": "time of the frame as the detector gave it; NaN: not given"},
+    ),
+    "arrival_time": (
+        np.dtype("<f8"),
+        math.nan,
+        {"units": "s", "description": "when the frame was received, seconds since 1970-01-01T00:00:00Z"},
+    ),
+    "sequence_number": (np.dtype("<i8"), -1, {"description": "number of the frame in its series; -1: missing"}),
+    "message_number": (np.dtype("<i8"), -1, {"description": "number of the sender's message; -1: missing or unknown"}),
+    "frame_status": (np.dtype("u1"), 0, {"description": STATUS_TEXT}),
+}
+_COUNTS = {
+    "frames_expected": "number of frames announced or sent; -1: not known",
+    "frames_received": "number of frames received and stored",
+    "frames_repeated": "frames that came again; the first was kept",
+    "frames_rejected": "frames refused: malformed, or of another shape or type",
+    "frames_foreign": "frames of another series or beyond the announced number",
+}
+#: NXdetector field -> keys of the metadata (in its `detector` part or beside it), attributes.
+_NUMBERS = {
+    "count_time": (("exptime", "count_time", "exposure_time"), {"units": "s"}),
+    "frame_time": (("frame_time", "frame_period"), {"units": "s"}),
+    "sensor_thickness": (("sensor_thickness",), {"units": "m"}),
+    "x_pixel_size": (("x_pixel_size",), {"units": "m"}),
+    "y_pixel_size": (("y_pixel_size",), {"units": "m"}),
+    "beam_center_x": (("beam_center_x",), {"units": "pixel"}),
+    "beam_center_y": (("beam_center_y",), {"units": "pixel"}),
+    "bit_depth_readout": (("bit_depth_readout",), {}),
+    "saturation_value": (("saturation_value",), {}),
+}
+_TEXTS = {
+    "description": ("description",),
+    "detector_number": ("detector_number", "serial_number"),
+    "sensor_material": ("sensor_material",),
+    "trigger_mode": ("trigger_mode",),
+}
+_HEADER_KEYS = 2000  # a header with more is kept as one JSON text
+_HEADER_DEPTH = 16
+
+
+@dataclass(frozen=True)
+class Places:
+    """What is changed after creation, by its offset in the file; sizes in bytes."""
+
+    data: ArrayFields | None
+    columns: Mapping[str, ArrayFields]
+    missing: ArrayFields
+    scalars: Mapping[str, tuple[int, int]]
+    block: int  # frames per chunk of the per-frame arrays
+
+    def torn(self) -> list[int]:
+        """Fields that readers could see half changed."""
+        arrays = [self.missing, *self.columns.values(), *([self.data] if self.data else [])]
+        return [o for a in arrays for o in (a.root, a.length) if h5fields.straddles(o)]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a file of ours says about itself in the attributes of its root."""
+
+    nonce: int
+    dataset: str
+    nframes: int | None
+
+
+def build(header: FileHeader, layout: ImageLayout | None, nonce: int) -> tuple[bytes, Places]:
+    """The file image of a series without frames, and where its changing fields are."""
+    kind = (layout.rank, layout.codec) if layout else None
+    pad = _PADS.get(kind, 0)
+    for _ in range(8):  # the padding moves all arrays by the same 8 bytes a try, and a field straddles in one of eight
+        image, places = _build(header, layout, nonce, pad)
+        if not places.torn():
+            _PADS[kind] = pad
+            return image, places
+        pad = (pad + 8) % 64
+    raise WriteError(f"{header.filename}: no place was found for the index where readers never see half a change")
+
+
+#: The padding that was right the last time: the arrays come first in the image, so it depends on nothing else.
+_PADS: dict[tuple[int, str] | None, int] = {}
+
+
+def _build(header: FileHeader, layout: ImageLayout | None, nonce: int, pad: int) -> tuple[bytes, Places]:
+    # The name is only a label, nothing is written under it; it differs from that of every other image.
+    name = f"series-{nonce:016x}"
+    # One block of metadata takes in all arrays, so that the padding moves them all alike.
+    options: dict[str, Any] = {"driver": "core", "backing_store": False, "libver": "earliest", "meta_block_size": 32768}
+    with h5py.File(name, "w", **options) as h5:
+        _tree(h5, header, layout, nonce, pad)
+        h5.flush()
+        image = h5.id.get_file_image()
+        return image, find_places(h5, header.dataset, lambda offset, size: image[offset : offset + size])
+
+
+def detector_path(dataset: str) -> str:
+    """The NXdetector group of a dataset path: its parent, or a group of its own where that is the entry."""
+    groups = [part for part in dataset.split("/") if part][:-1]
+    if not groups:
+        raise ConfigError(f"dataset {dataset!r}: needs a group, for instance entry/instrument/detector/data")
+    return "/".join(groups) if len(groups) > 1 else f"{groups[0]}/instrument/detector"
+
+
+def find_places(h5: h5py.File, dataset: str, read: Read) -> Places:
+    """Where the changing fields of this file are; ConfigError or KeyError when something is not as we make it."""
+    detector = h5[detector_path(dataset)]
+
+    def fields(name: str) -> ArrayFields:
+        return h5fields.array_fields(read, h5py.h5o.get_info(detector[name].id).addr)
+
+    data = h5fields.array_fields(read, h5py.h5o.get_info(h5[dataset].id).addr) if dataset in h5 else None
+    scalars = {name: (detector[name].id.get_offset(), 8) for name in _COUNTS}
+    entry = h5[dataset.strip("/").split("/")[0]]
+    for group, name in ((detector, "end_reason"), (entry, "end_time")):
+        scalars[name] = (group[name].id.get_offset(), group[name].dtype.itemsize)
+    if any(offset is None for offset, _ in scalars.values()):
+        raise ConfigError("a count of this file has no place: it was not made by this package")
+    return Places(
+        data=data,
+        columns={name: fields(name) for name in COLUMNS},
+        missing=fields("frames_missing"),
+        scalars=scalars,
+        block=int(detector["frame_status"].chunks[0]),
+    )
+
+
+def identity(h5: h5py.File) -> Identity:
+    """Who made this file; ConfigError when it was not us."""
+    try:
+        form, nonce = int(h5.attrs["series_file_format"]), int(h5.attrs["series_file_nonce"])
+        dataset, nframes = str(h5.attrs["series_file_dataset"]), int(h5.attrs["series_file_nframes"])
+    except (KeyError, ValueError, TypeError) as exc:
+        raise ConfigError(f"{h5.filename}: not a series file of this package") from exc
+    if form != FORMAT:
+        raise ConfigError(f"{h5.filename}: series file of format {form}, this version knows {FORMAT}: use a newer one")
+    return Identity(nonce, dataset, None if nframes < 0 else nframes)
+
+
+def layout_of(dataset: h5py.Dataset) -> ImageLayout:
+    """How the frames of this dataset are stored."""
+    *_, rows, columns = dataset.shape
+    modules = dataset.shape[1] if dataset.ndim == 4 else 1
+    filters = dataset.id.get_create_plist().get_nfilters()
+    return ImageLayout((rows, columns), dataset.dtype.name, "bslz4" if filters else "none", modules)
+
+
+def iso_time(seconds: float) -> str:
+    """Unix seconds as ISO 8601 with the local zone; "" where there is no such time."""
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).astimezone().isoformat(timespec="microseconds")
+    except (ValueError, OverflowError, OSError, TypeError):
+        return ""
+
+
+def scalar_values(books: Books) -> dict[str, bytes]:
+    """The bytes of each scalar that closing fills in; the end time last, for it says that the file is closed."""
+    counts = {
+        "frames_expected": -1 if books.frames_expected is None else books.frames_expected,
+        "frames_received": books.frames_received,
+        "frames_repeated": books.repeated,
+        "frames_rejected": books.rejected,
+        "frames_foreign": books.foreign,
+    }
+    values = {name: int(n).to_bytes(8, "little", signed=True) for name, n in counts.items()}
+    values["end_reason"] = _fixed(books.end_reason, REASON_SIZE)
+    values["end_time"] = _fixed(iso_time(books.end_time) or iso_time(0.0), TIME_SIZE)
+    return values
+
+
+def _fixed(text: str, size: int) -> bytes:
+    """UTF-8, cut at a character's border to leave a zero at the end, and padded."""
+    raw = text.replace("\0", " ").encode("utf-8", "replace")[: size - 1]
+    return raw.decode("utf-8", "ignore").encode().ljust(size, b"\0")
+
+
+def _tree(h5: h5py.File, header: FileHeader, layout: ImageLayout | None, nonce: int, pad: int) -> None:
+    path = [part for part in header.dataset.split("/") if part]
+    groups = detector_path(header.dataset).split("/")
+    plot_name = "data" if "data" not in path[1:2] else "plot"
+    h5.attrs["_padding"] = np.zeros(pad + 8, np.uint8)
+    arrays = _columns(h5, header.nframes)
+    data = _images(h5, layout, header.nframes or 0) if layout else None
+    h5.attrs.update(
+        {
+            "NX_class": "NXroot",
+            "default": path[0],
+            "file_name": _text(header.filename),
+            "file_time": iso_time(header.start_time),
+            "creator": f"{PROGRAM} {__version__}",
+            "series_file_format": FORMAT,
+            "series_file_nonce": np.uint64(nonce),
+            "series_file_dataset": "/".join(path),
+            "series_file_nframes": -1 if header.nframes is None else header.nframes,
+        }
+    )
+    entry = _group(h5, path[0], "NXentry", default=plot_name)
+    _entry(entry, header)
+    for depth in range(2, len(groups)):
+        _group(h5, "/".join(groups[:depth]), "NXinstrument" if depth == 2 else "NXcollection")
+    detector = _group(h5, "/".join(groups), "NXdetector")
+    for name, array in arrays.items():
+        detector[name] = array
+    plot = _group(entry, plot_name, "NXdata")
+    if data is not None:
+        h5["/".join(path)] = plot["data"] = data
+        if path[:-1] != groups:
+            detector["data"] = data
+        plot.attrs["signal"] = "data"
+    _detector(detector, header)
+    put_json(_group(detector, "header", "NXcollection"), header.metadata)
+
+
+def _group(parent: h5py.Group, name: str, nx_class: str, **attributes: str) -> h5py.Group:
+    group = parent.require_group(name)
+    group.attrs.update({"NX_class": nx_class, **attributes})
+    return group
+
+
+def _entry(entry: h5py.Group, header: FileHeader) -> None:
+    entry["title"] = _text(header.metadata.get("label") or f"series {header.series}")
+    entry["start_time"] = iso_time(header.start_time)
+    _early(entry, "end_time", h5py.string_dtype("utf-8", TIME_SIZE), b"")
+    entry["program_name"] = PROGRAM
+    entry["program_name"].attrs["version"] = __version__
+    entry["entry_identifier"] = str(header.series)
+
+
+def _detector(group: h5py.Group, header: FileHeader) -> None:
+    part = header.metadata.get("detector")
+    sources = [part if isinstance(part, Mapping) else {}, header.metadata]
+    for name, (keys, attributes) in _NUMBERS.items():
+        if (number := _first(sources, keys, Real)) is not None:
+            group[name] = float(number)
+            group[name].attrs.update(attributes)
+    for name, texts in _TEXTS.items():
+        if (value := _first(sources, texts, str | int)) is not None:
+            group[name] = _text(value)
+    for name, meaning in _COUNTS.items():
+        expected = -1 if header.nframes is None else header.nframes
+        _early(group, name, np.dtype("<i8"), expected if name == "frames_expected" else 0)
+        group[name].attrs["description"] = meaning
+    _early(group, "end_reason", h5py.string_dtype("utf-8", REASON_SIZE), NOT_CLOSED.encode())
+
+
+def _first(sources: Sequence[Mapping[str, Any]], keys: Sequence[str], kind: Any) -> Any:
+    """The first value of that kind under one of the keys, or None."""
+    for key in keys:
+        for source in sources:
+            if isinstance(value := source.get(key), kind) and not isinstance(value, bool):
+                return value
+    return None
+
+
+def _columns(h5: h5py.File, nframes: int | None) -> dict[str, h5py.Dataset]:
+    """The per-frame arrays and frames_missing, without a name yet."""
+    block = BLOCK if nframes is None else max(1, min(nframes, BLOCK))
+    arrays = {}
+    for name, (dtype, fill, attributes) in COLUMNS.items():
+        arrays[name] = h5.create_dataset(
+            None, shape=(nframes or 0,), maxshape=(None,), chunks=(block,), dtype=dtype, fillvalue=fill
+        )
+        arrays[name].attrs.update(attributes)
+    arrays["frames_missing"] = missing = h5.create_dataset(
+        None, shape=(0, 2), maxshape=(None, 2), chunks=(RANGE_BLOCK, 2), dtype=MISSING_TYPE
+    )
+    missing.attrs["description"] = "ranges of missing frames: first, last (inclusive); filled in at the end"
+    return arrays
+
+
+def _images(h5: h5py.File, layout: ImageLayout, nframes: int) -> h5py.Dataset:
+    inner = (layout.modules, *layout.shape) if layout.modules > 1 else layout.shape
+    # The filter's own set-up writes element size and version into the parameters, as any other writer would have it.
+    filters: dict[str, Any] = dict(hdf5plugin.Bitshuffle(cname="lz4")) if layout.codec == "bslz4" else {}
+    data = h5.create_dataset(
+        None,
+        shape=(nframes, *inner),
+        maxshape=(None, *inner),
+        chunks=(*(1,) * (layout.rank - 2), *layout.shape),
+        dtype=layout.dtype,
+        fillvalue=0,
+        **filters,
+    )
+    data.attrs["interpretation"] = "image"
+    return data
+
+
+def _early(group: h5py.Group, name: str, dtype: np.dtype, value: Any) -> None:
+    """A scalar that has its place in the file at once, so that it can be filled in later."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    space = h5py.h5s.create(h5py.h5s.SCALAR)
+    dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, plist))
+    dataset[()] = value
+
+
+def put_json(group: h5py.Group, values: Mapping[Any, Any]) -> None:
+    """Keep what a sender said: objects become groups, plain values and even lists datasets, all else JSON text."""
+    if _size(values) > _HEADER_KEYS:
+        _put_text(group, "json", _json(values), as_json=True)
+        return
+    _put_items(group, values, _HEADER_DEPTH)
+
+
+def _put_items(group: h5py.Group, values: Mapping[Any, Any], depth: int) -> None:
+    for key, value in values.items():
+        name = _free_name(group, key)
+        if isinstance(value, Mapping) and depth:
+            below = group.create_group(name)
+            below.attrs["NX_class"] = "NXcollection"
+            _put_items(below, value, depth - 1)
+        else:
+            _put_value(group, name, value)
+
+
+def _put_value(group: h5py.Group, name: str, value: Any) -> None:
+    if isinstance(value, str) and "\0" not in value:
+        _put_text(group, name, value)
+        return
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf" or (array.ndim and not array.size) or array.dtype.itemsize > 8:
+            raise TypeError("not a number, nor numbers of one kind")
+        if isinstance(value, list | tuple) and _kinds(value) > 1:
+            raise TypeError("numbers and truth values mixed")
+        group[name] = array
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        _put_text(group, name, _json(value), as_json=True)
+
+
+def _kinds(value: Any) -> int:
+    """Whether truth values are mixed with numbers, which NumPy would hide: 1 no, 2 yes."""
+    flat, kinds = list(value), set()
+    while flat:
+        item = flat.pop()
+        if isinstance(item, list | tuple):
+            flat.extend(item)
+        else:
+            kinds.add(isinstance(item, bool | np.bool_))
+    return len(kinds)
+
+
+def _put_text(group: h5py.Group, name: str, text: str, as_json: bool = False) -> None:
+    group[name] = _text(text)
+    if as_json:
+        group[name].attrs["encoding"] = "json"
+
+
+def _text(value: Any) -> str:
+    """A text that HDF5 takes: no zeros, no halves of surrogate pairs."""
+    return str(value).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, default=_plain)
+    except (TypeError, ValueError, RecursionError) as exc:
+        return json.dumps(f"not kept: {exc}")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _size(values: Mapping[Any, Any]) -> int:
+    """Number of keys in an object and the objects in it, counted no further than needed."""
+    count, todo = 0, [values]
+    while todo and count <= _HEADER_KEYS:
+        found = todo.pop()
+        count += len(found)
+        todo += [v for v in found.values() if isinstance(v, Mapping)]
+    return count
+
+
+def _free_name(group: h5py.Group, key: Any) -> str:
+    """A link name for this key: HDF5 has no use for "", "." and slashes."""
+    name = _text(key).replace("/", "_")[:200]
+    name = name if name.strip(".") else name.replace(".", "_") + "_"
+    unique, number = name, 1
+    while unique in group:
+        number += 1
+        unique = f"{name}_{number}"
+    return unique

@@ -1,0 +1,167 @@
+"""What a series is made of, and the form of one record in its file: header, payload, trailer. Pure.
+
+Every record begins at a multiple of 64 bytes: a header of 64 bytes, the payload (exactly the HDF5 chunk), a trailer
+of 8, zeros up to the next multiple. The trailer repeats the header's CRC and is written last: without it the record
+was torn.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from .errors import StreamError
+from .protocol import Buffer
+
+ALIGN = 64
+MAGIC = b"\x89TDR"
+END_MAGIC = b"TDRe"
+VERSION = 1
+HEADER_SIZE = 64
+TRAILER_SIZE = 8
+OVERHEAD = HEADER_SIZE + TRAILER_SIZE
+PAYLOAD_CRC = 1  # flag: `payload_crc` holds the CRC-32 of the payload
+
+#: After magic and header CRC: file's nonce, frame, serial, timestamp, arrived, size, payload CRC, module, filter mask,
+#: dataset (0: the images), status, flags, version.
+_BODY = struct.Struct("<QQqddIIHHBBBB")
+HEADER = np.dtype(
+    [
+        ("magic", "S4"),
+        ("crc", "<u4"),
+        ("nonce", "<u8"),
+        ("frame", "<u8"),
+        ("serial", "<i8"),
+        ("timestamp", "<f8"),
+        ("arrived", "<f8"),
+        ("size", "<u4"),
+        ("payload_crc", "<u4"),
+        ("module", "<u2"),
+        ("mask", "<u2"),
+        ("dataset", "u1"),
+        ("status", "u1"),
+        ("flags", "u1"),
+        ("version", "u1"),
+    ]
+)
+_PADS = [bytes(n) for n in range(ALIGN)]
+
+MISSING, WRITTEN, INCOMPLETE = 0, 1, 2
+STATUS_TEXT = "0: missing (reads as 0), 1: written, 2: incomplete (modules missing), others: as the writer noted"
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How frames are stored: `shape` (rows, columns) of one frame, or of one module where `modules` > 1;
+    `codec` none or bslz4 (one filter-32008 chunk)."""
+
+    shape: tuple[int, int]
+    dtype: str
+    codec: str
+    modules: int = 1
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one decoded chunk."""
+        return int(np.dtype(self.dtype).itemsize) * self.shape[0] * self.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return 4 if self.modules > 1 else 3
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What is known when a series starts; times in unix seconds, `nframes` None: not announced."""
+
+    series: int
+    dataset: str
+    nframes: int | None
+    start_time: float
+    metadata: Mapping[str, Any]
+    filename: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One frame, or one module of it, as it is to be stored: `data` is exactly the HDF5 chunk.
+
+    `serial` the sender's message number (-1: unknown), `timestamp` the detector's time in s (nan: unknown),
+    `arrived` unix seconds."""
+
+    frame: int
+    module: int
+    data: Buffer
+    serial: int = -1
+    timestamp: float = nan
+    arrived: float = nan
+    status: int = WRITTEN
+
+
+@dataclass(frozen=True)
+class Books:
+    """The account of a series at its end; `missing` inclusive ranges, times in unix seconds."""
+
+    frames_expected: int | None
+    frames_received: int
+    missing: Sequence[tuple[int, int]]
+    repeated: int
+    rejected: int
+    foreign: int
+    end_time: float
+    end_reason: str
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to the next multiple of 64."""
+    return (size + ALIGN - 1) & -ALIGN
+
+
+def record_size(payload: int) -> int:
+    return (payload + OVERHEAD + ALIGN - 1) & -ALIGN
+
+
+def pack(record: Record, size: int, nonce: int, payload_crc: bool = False) -> tuple[bytes, bytes]:
+    """Header and trailer (with padding) around a payload of `size` bytes; StreamError when a number does not fit."""
+    flags, data_crc = (PAYLOAD_CRC, crc32(record.data)) if payload_crc else (0, 0)
+    try:
+        body = _BODY.pack(
+            nonce,
+            record.frame,
+            record.serial,
+            record.timestamp,
+            record.arrived,
+            size,
+            data_crc,
+            record.module,
+            0,
+            0,
+            record.status,
+            flags,
+            VERSION,
+        )
+    except struct.error as exc:
+        raise StreamError(f"frame {record.frame}, module {record.module}: cannot be stored: {exc}") from exc
+    crc = crc32(body).to_bytes(4, "little")
+    return MAGIC + crc + body, END_MAGIC + crc + _PADS[-(size + OVERHEAD) % ALIGN]
+
+
+def header_is_sound(header: bytes, nonce: int) -> bool:
+    """Whether these 64 bytes are the header of a record of the file with this nonce."""
+    return (
+        header[:4] == MAGIC
+        and len(header) == HEADER_SIZE
+        and header[8:16] == nonce.to_bytes(8, "little")
+        and header[4:8] == crc32(header[8:]).to_bytes(4, "little")
+    )
+
+
+def trailer_of(header: bytes) -> bytes:
+    """The 8 bytes that must follow the payload."""
+    return END_MAGIC + header[4:8]

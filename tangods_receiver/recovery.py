@@ -1,0 +1,417 @@
+"""Look after series files: `check` one, `recover` what a killed receiver left behind.
+
+The records are the truth: they are found by their magic at 64-byte steps, whatever the index says.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from zlib import crc32
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from . import h5fields, nexus
+from .catalogue import Catalogue, missing_writes
+from .errors import ConfigError, WriteError
+from .records import (
+    ALIGN,
+    HEADER,
+    HEADER_SIZE,
+    INCOMPLETE,
+    MAGIC,
+    MISSING,
+    PAYLOAD_CRC,
+    TRAILER_SIZE,
+    Books,
+    ImageLayout,
+    aligned,
+    header_is_sound,
+    record_size,
+    trailer_of,
+)
+from .seriesfile import write_all
+
+Progress = Callable[[int, int], None]  # done, total
+
+_WINDOW = 1 << 22  # bytes looked through at a time for the next record
+_SHOWN = 20  # problems of one kind that are told one by one
+RECOVERED = "recovered: the writer was killed"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is in a series file: `missing` inclusive ranges, `torn` records without their end, `problems` sentences."""
+
+    path: Path
+    frames: int
+    expected: int | None
+    missing: list[tuple[int, int]]
+    torn: int
+    problems: list[str] = field(default_factory=list)
+    recovered: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        of = "" if self.expected is None else f" of {self.expected}"
+        lost = sum(last - first + 1 for first, last in self.missing)
+        head = f"{self.path}: {'recovered, ' if self.recovered else ''}{self.frames}{of} frames, {lost} missing"
+        torn = f", {self.torn} torn by the kill and refused" if self.torn else ""
+        gaps = [f"missing: {_ranges_text(self.missing)}"] if self.missing else []
+        return [head + torn, *gaps, *(f"problem: {p}" for p in self.problems), "ok" if self.ok else "NOT ok"]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """All whole records of a file: their headers, where their payloads are, the end of the last; how many were torn."""
+
+    headers: NDArray
+    addresses: NDArray[np.uint64]
+    end: int
+    torn: int
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the tree of a file says, read by h5py before anything is changed."""
+
+    identity: nexus.Identity
+    places: nexus.Places
+    layout: ImageLayout | None
+    length: int
+    closed: bool
+
+
+def recover(path: Path | str, progress: Progress | None = None) -> Report:
+    """Index every whole record, complete the books and give the file its true end. A closed file is left untouched.
+
+    ConfigError: not a series file, or in use. WriteError: the storage refused. May be killed and repeated at any point:
+    the old index stays valid until the new one is written."""
+    path = Path(path)
+    with _opened(path, os.O_RDONLY) as fd:
+        known = _known(path, fd)
+        if known.closed and os.fstat(fd).st_size == h5fields.end_of_file(os.pread(fd, HEADER_SIZE, 0)):
+            return _report(path, fd, known, [])
+    with _opened(path, os.O_RDWR) as fd:
+        _lock_exclusive(fd, path)
+        known = _known(path, fd)  # again: only now nobody else changes it
+        scan = _scan(fd, known.identity.nonce, progress)
+        try:
+            frames, missing = _mend(fd, known, scan)
+        except OSError as exc:
+            raise WriteError(f"cannot recover {path}: {exc.strerror}: free some space or look at the disk") from exc
+    return Report(path, frames, known.identity.nframes, missing, scan.torn, recovered=True)
+
+
+def check(path: Path | str, progress: Progress | None = None) -> Report:
+    """Compare index, records and books, and decode every frame; what is wrong stands in `problems`.
+
+    ConfigError when it is not a series file at all."""
+    path = Path(path)
+    with _opened(path, os.O_RDONLY) as fd:
+        known = _known(path, fd)
+        problems = _end_problems(fd, known)
+        scan = _scan(fd, known.identity.nonce)
+        with _h5(path) as h5:
+            problems += _index_problems(fd, h5, known, scan, progress)
+            problems += _book_problems(h5, known, scan)
+        return _report(path, fd, known, problems, scan)
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as exc:
+        raise ConfigError(f"cannot open {path}: {exc.strerror}") from exc
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _h5(path: Path) -> Iterator[h5py.File]:
+    """Without HDF5's lock: we hold our own, or only look."""
+    with h5py.File(path, "r", locking=False) as h5:
+        yield h5
+
+
+def _known(path: Path, fd: int) -> _Known:
+    """What the file says about itself; ConfigError when it is not one of ours."""
+    start = os.pread(fd, HEADER_SIZE, 0)
+    if len(start) < HEADER_SIZE or not start.strip(b"\0"):
+        raise ConfigError(f"{path}: killed while it was being created, there are no frames in it: delete it")
+    if not h5fields.is_version_0(start):
+        raise ConfigError(f"{path}: not an HDF5 file that this package wrote")
+    try:
+        with _h5(path) as h5:
+            return _read_tree(h5, fd)
+    except (OSError, KeyError, RuntimeError, ValueError, AttributeError) as exc:
+        raise ConfigError(f"{path}: not a series file of this package, or killed while it was created: {exc}") from exc
+
+
+def _read_tree(h5: h5py.File, fd: int) -> _Known:
+    identity = nexus.identity(h5)
+    places = nexus.find_places(h5, identity.dataset, lambda offset, size: os.pread(fd, size, offset))
+    data = h5.get(identity.dataset)
+    return _Known(
+        identity=identity,
+        places=places,
+        layout=nexus.layout_of(data) if data is not None else None,
+        length=len(h5[nexus.detector_path(identity.dataset)]["frame_status"]),
+        closed=bool(h5[identity.dataset.split("/")[0]]["end_time"][()].strip(b"\0")),
+    )
+
+
+def _lock_exclusive(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise ConfigError(
+            f"{path}: is being written, or open in another program: wait for the end of the series, or close it there"
+        ) from exc
+    except OSError as exc:
+        # Nobody can tell whether it is being written; a file that is would grow under our hands.
+        if exc.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise ConfigError(f"cannot lock {path}: {exc.strerror}") from exc
+
+
+def _scan(fd: int, nonce: int, progress: Progress | None = None) -> _Scan:
+    """Walk through the records; where there is none, look for the next magic, skipping holes of sparse files."""
+    headers: list[bytes] = []
+    addresses: list[int] = []
+    offset = end = torn = 0
+    size = os.fstat(fd).st_size
+    while (header_at := _next_magic(fd, offset, size)) is not None:
+        header = os.pread(fd, HEADER_SIZE, header_at)
+        offset = header_at + ALIGN
+        if not header_is_sound(header, nonce):
+            continue
+        payload = int.from_bytes(header[48:52], "little")
+        if os.pread(fd, TRAILER_SIZE, header_at + HEADER_SIZE + payload) != trailer_of(header):
+            torn += 1
+            continue
+        headers.append(header)
+        addresses.append(header_at + HEADER_SIZE)
+        offset = end = header_at + record_size(payload)
+        if progress and not len(headers) % 1000:
+            progress(offset, size)
+    if progress:
+        progress(size, size)
+    return _Scan(np.frombuffer(b"".join(headers), HEADER), np.array(addresses, np.uint64), end, torn)
+
+
+def _next_magic(fd: int, offset: int, size: int) -> int | None:
+    """Where the next header may begin, at or after `offset`; None: nowhere."""
+    magic = int.from_bytes(MAGIC, "little")
+    if os.pread(fd, 4, offset) == MAGIC:  # the usual case: records lie behind each other
+        return offset
+    while offset < size:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA) & -ALIGN
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # only a hole up to the end
+                return None
+            raise
+        window = os.pread(fd, _WINDOW, offset)
+        words = np.frombuffer(window[: len(window) & -ALIGN], "<u4")[:: ALIGN // 4]
+        found = np.flatnonzero(words == magic)
+        if len(found):
+            return offset + int(found[0]) * ALIGN
+        offset += _WINDOW
+    return None
+
+
+def _mend(fd: int, known: _Known, scan: _Scan) -> tuple[int, list[tuple[int, int]]]:
+    """Write the whole index anew behind everything, in the order of a commit, then the books and the true end."""
+    places, expected = known.places, known.identity.nframes
+    end = _data_end(fd, scan.end)
+
+    def place(size: int) -> int:
+        nonlocal end
+        start, end = end, end + aligned(size)
+        if end > h5fields.end_of_file(os.pread(fd, HEADER_SIZE, 0)):
+            _push_horizon(fd, end)
+        return start
+
+    catalogue = Catalogue(places, known.layout, known.length)
+    if known.layout is not None:
+        catalogue.add(scan.headers, scan.addresses)
+    for offset, data in catalogue.writes(place, last=True):
+        write_all(fd, [data], offset)
+    frames = np.unique(scan.headers["frame"])
+    missing = _gaps(frames, expected if expected is not None else catalogue.length)
+    books = Books(
+        frames_expected=expected,
+        frames_received=catalogue.complete,
+        missing=missing,
+        repeated=0,
+        rejected=0,
+        foreign=0,
+        end_time=_last_time(scan.headers, os.fstat(fd).st_mtime),
+        end_reason=RECOVERED,
+    )
+    for offset, data in missing_writes(places, missing, place):
+        write_all(fd, [data], offset)
+    for name, value in nexus.scalar_values(books).items():
+        write_all(fd, [value], places.scalars[name][0])
+    write_all(fd, [end.to_bytes(8, "little")], h5fields.END_OF_FILE)
+    os.ftruncate(fd, end)
+    os.fdatasync(fd)
+    return len(frames), missing
+
+
+def _push_horizon(fd: int, end: int) -> None:
+    """The file has to reach further than the writer thought: size first, then the address."""
+    size = max(os.fstat(fd).st_size, end)
+    os.ftruncate(fd, size)
+    write_all(fd, [size.to_bytes(8, "little")], h5fields.END_OF_FILE)
+
+
+def _data_end(fd: int, scanned: int) -> int:
+    """Where the bytes of a sparse file end: behind all records, nodes and what was set aside for them."""
+    size, offset, last = os.fstat(fd).st_size, scanned, scanned
+    while offset < size:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+            offset = last = os.lseek(fd, offset, os.SEEK_HOLE)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            break
+    return aligned(last)
+
+
+def _last_time(headers: NDArray, otherwise: float) -> float:
+    arrived = headers["arrived"][np.isfinite(headers["arrived"])]
+    last = float(arrived.max()) if len(arrived) else otherwise
+    return last if isfinite(last) else otherwise
+
+
+def _gaps(frames: NDArray, length: int) -> list[tuple[int, int]]:
+    """Inclusive ranges of the numbers below `length` that are not in the sorted, unique `frames`."""
+    known = np.concatenate(([-1], frames[frames < length].astype(np.int64), [length]))
+    at = np.flatnonzero(np.diff(known) > 1)
+    return [(int(known[i]) + 1, int(known[i + 1]) - 1) for i in at]
+
+
+def _report(path: Path, fd: int, known: _Known, problems: list[str], scan: _Scan | None = None) -> Report:
+    scan = scan or _scan(fd, known.identity.nonce)
+    with _h5(path) as h5:
+        group = h5[nexus.detector_path(known.identity.dataset)]
+        expected = int(group["frames_expected"][()])
+        missing = [(int(first), int(last)) for first, last in group["frames_missing"][()]]
+    frames = len(np.unique(scan.headers["frame"]))
+    return Report(path, frames, None if expected < 0 else expected, missing, scan.torn, problems)
+
+
+def _end_problems(fd: int, known: _Known) -> list[str]:
+    if not known.closed:
+        return ["not closed: it is being written, or the writer was killed (then: tangods-detector recover)"]
+    size, end = os.fstat(fd).st_size, h5fields.end_of_file(os.pread(fd, HEADER_SIZE, 0))
+    return [] if size == end else [f"the file has {size} bytes, its end-of-file address is {end}"]
+
+
+def _index_problems(fd: int, h5: h5py.File, known: _Known, scan: _Scan, progress: Progress | None) -> list[str]:
+    """The index against the records, and each frame decoded."""
+    records = {
+        (int(h["frame"]), int(h["module"])): (int(a), int(h["size"]))
+        for h, a in zip(scan.headers[::-1], scan.addresses[::-1], strict=True)
+    }
+    if known.layout is None:
+        return ["there are records, but no images"] if records else []
+    data = h5[known.identity.dataset]
+    indexed: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def note(chunk: h5py.h5d.StoreInfo) -> None:
+        frame, module = chunk.chunk_offset[0], chunk.chunk_offset[1] if data.ndim == 4 else 0
+        indexed[frame, module] = (chunk.byte_offset, chunk.size)
+
+    data.id.chunk_iter(note)
+    problems = _some("record is not in the index", sorted(records.keys() - indexed.keys()))
+    problems += _some("chunk in the index has no record", sorted(indexed.keys() - records.keys()))
+    both = sorted(records.keys() & indexed.keys())
+    whole = {(int(a), int(h["size"])) for h, a in zip(scan.headers, scan.addresses, strict=True)}
+    problems += _some("index does not point at a record", [key for key in both if indexed[key] not in whole])
+    problems += _some("payload differs from its checksum", _bad_payloads(fd, scan))
+    return problems + _some("cannot be decoded", _undecodable(data, both, progress))
+
+
+def _bad_payloads(fd: int, scan: _Scan) -> list[tuple[int, int]]:
+    """Frame and module of records whose payload CRC is there and wrong."""
+    bad = []
+    for i in np.flatnonzero(scan.headers["flags"] & PAYLOAD_CRC):
+        header = scan.headers[i]
+        if crc32(os.pread(fd, int(header["size"]), int(scan.addresses[i]))) != header["payload_crc"]:
+            bad.append((int(header["frame"]), int(header["module"])))
+    return bad
+
+
+def _undecodable(
+    data: h5py.Dataset, keys: Sequence[tuple[int, int]], progress: Progress | None
+) -> list[tuple[int, int]]:
+    bad = []
+    for done, (frame, module) in enumerate(keys, 1):
+        try:
+            if frame >= len(data):
+                bad.append((frame, module))
+            else:
+                data[(frame, module) if data.ndim == 4 else frame]
+        except (OSError, RuntimeError):
+            bad.append((frame, module))
+        if progress and (not done % 100 or done == len(keys)):
+            progress(done, len(keys))
+    return bad
+
+
+def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
+    """Whether the counts, the missing ranges and the per-frame arrays say what the records say."""
+    group = h5[nexus.detector_path(known.identity.dataset)]
+    frames, modules = np.unique(scan.headers["frame"], return_counts=True)
+    status = group["frame_status"][()]
+    problems = []
+    seen = np.flatnonzero(status != MISSING)
+    if not np.array_equal(seen, frames):
+        odd = np.setxor1d(seen, frames)
+        problems.append(f"frame_status does not fit the records for {len(odd)} frames: {_first(odd.tolist())}")
+    if not known.closed:
+        return problems
+    wanted = known.layout.modules if known.layout else 1
+    incomplete = frames[modules < wanted] if wanted > 1 else frames[:0]
+    if not np.array_equal(np.flatnonzero(status == INCOMPLETE), incomplete):
+        problems.append(f"{len(incomplete)} frames lack modules, frame_status says otherwise")
+    received, expected = int(group["frames_received"][()]), int(group["frames_expected"][()])
+    if received not in (len(frames), len(frames) - len(incomplete)):
+        problems.append(f"frames_received is {received}, there are {len(frames)}")
+    listed = {n for first, last in group["frames_missing"][()] for n in range(int(first), int(last) + 1)}
+    gone = {n for first, last in _gaps(frames, expected if expected >= 0 else 0) for n in range(first, last + 1)}
+    if expected >= 0 and listed - set(incomplete.tolist()) != gone:
+        odd_numbers = sorted((listed - set(incomplete.tolist())) ^ gone)
+        problems.append(f"frames_missing does not fit the records: {_first(odd_numbers)}")
+    return problems
+
+
+def _some(what: str, keys: Sequence[tuple[int, int]]) -> list[str]:
+    shown = [f"frame {frame}{f', module {module}' if module else ''}: {what}" for frame, module in keys[:_SHOWN]]
+    return shown + ([f"... and {len(keys) - _SHOWN} more: {what}"] if len(keys) > _SHOWN else [])
+
+
+def _first(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
+
+
+def _ranges_text(ranges: Sequence[tuple[int, int]]) -> str:
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    return ", ".join(texts[:_SHOWN]) + (", ..." if len(texts) > _SHOWN else "")

@@ -1,0 +1,454 @@
+"""One series in one HDF5 file, written like a log: `append` from any thread, `commit` once a second, `close`.
+
+The order of writes is what keeps the file readable at every moment, also after a kill: see resources/file_format.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import h5fields, nexus
+from .catalogue import Catalogue, Write, missing_cost, missing_writes
+from .errors import StreamError, WriteError
+from .protocol import Buffer
+from .records import (
+    HEADER,
+    HEADER_SIZE,
+    Books,
+    FileHeader,
+    ImageLayout,
+    Record,
+    aligned,
+    pack,
+    record_size,
+)
+
+__all__ = ["Books", "FileHeader", "ImageLayout", "Record", "SeriesFile"]
+
+log = logging.getLogger(__name__)
+
+IOV_MAX = 1024
+HIGHEST_FRAME = 1 << 40
+RESERVE = 256 << 10  # bytes set aside at a time for the index, so that a full disk still commits
+RANGES = 1024  # ranges of missing frames that closing has room for, also on a full disk
+SLACK = 64 << 10  # for leaves that are written twice: by this commit, and by the next for batches that come meanwhile
+MARGIN = 64 << 20  # the horizon lies this much beyond what is expected
+UNKNOWN = 256 << 30  # horizon of a series of unknown size
+_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+_LEAF = 6  # chunkindex.SHIFT: positions per leaf, as a shift
+
+_ADVICE = {
+    errno.EEXIST: "the file exists and is never overwritten: choose another name, or move it away",
+    errno.ENOENT: "the directory does not exist: create it, or choose another",
+    errno.ENOTDIR: "a part of the path is not a directory: choose another",
+    errno.EISDIR: "this is a directory: choose another name",
+    errno.EACCES: "no permission: let the user of this server write to the directory",
+    errno.EPERM: "no permission: let the user of this server write to the directory",
+    errno.EROFS: "the file system is read-only: mount it for writing, or choose another",
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the quota is used up: free some space, or have it raised",
+    errno.EFBIG: "larger than the file system or the limit of this process (ulimit -f) allows",
+    errno.EIO: "the storage failed: look at the disk and the system log",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.ESTALE: "the network file system lost the file: look at the mount",
+}
+
+
+class _Batch:
+    """Records of one `append`: where they lie, their headers, the leaves and blocks that indexing them touches."""
+
+    __slots__ = ("start", "headers", "leaves", "blocks")
+
+    def __init__(self, headers: list[bytes], leaves: set[int], blocks: set[int]) -> None:
+        self.start = 0
+        self.headers, self.leaves, self.blocks = headers, leaves, blocks
+
+
+class SeriesFile:
+    """`append` may be called by many threads, the other methods by one; `close` when no `append` runs any more."""
+
+    def __init__(self, fd: int, path: Path, header: FileHeader, layout: ImageLayout | None, nonce: int) -> None:
+        """Take over a new, empty, open file; use `create`."""
+        self.path, self.layout = path, layout
+        self.payload_crc = False
+        self._fd, self._header, self._nonce = fd, header, nonce
+        self._lock = Lock()  # guards what is reserved and what is outstanding; never held while frames are written
+        self._committing = Lock()
+        self._inflight: set[_Batch] = set()
+        self._done: list[_Batch] = []
+        self._leaves: set[int] = set()  # touched by what is not committed yet
+        self._blocks: set[int] = set()
+        self._highest = 0
+        self._todo: deque[Write] = deque()  # of a commit, in order; what failed is tried again by the next
+        self._lay_out()
+
+    @classmethod
+    def create(
+        cls, path: Path, header: FileHeader, layout: ImageLayout | None, payload_crc: bool = False
+    ) -> SeriesFile:
+        """Make the file, which must not exist yet; WriteError says what to do. It is readable when this returns."""
+        nexus.detector_path(header.dataset)
+        fd = _open_new(path)
+        try:
+            file = cls(fd, path, header, layout, int.from_bytes(os.urandom(8), "little"))
+        except BaseException as exc:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            if isinstance(exc, OSError):
+                raise _write_error("create", path, exc) from exc
+            raise
+        file.payload_crc = payload_crc
+        return file
+
+    def define(self, layout: ImageLayout) -> None:
+        """Say how frames are stored when that was not known at the start. Once, before the first `append`.
+
+        The file is made anew and takes the old one's place in one step: who has the old one open sees no frames."""
+        if self.layout is not None:
+            raise ValueError(f"{self.path}: the layout is already {self.layout}")
+        self._must_be_open()
+        beside = self.path.with_name(f".{self.path.name}.{self._nonce:016x}"[-255:])
+        fd = _open_new(beside)
+        try:
+            fresh = SeriesFile(fd, beside, self._header, layout, self._nonce)
+            if not os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
+                raise OSError(errno.EEXIST, "another file has taken this name")
+            os.replace(beside, self.path)
+        except BaseException as exc:
+            os.close(fd)
+            beside.unlink(missing_ok=True)
+            if isinstance(exc, OSError):
+                raise _write_error("define the images of", self.path, exc) from exc
+            raise
+        os.close(self._fd)
+        kept = {"path": self.path, "payload_crc": self.payload_crc}
+        vars(self).update(vars(fresh) | kept)
+
+    def _lay_out(self) -> None:
+        """Write the tree, with the end of file beyond all that is expected, and keep space for the index."""
+        try:
+            image, self._places = nexus.build(self._header, self.layout, self._nonce)
+        except (ValueError, TypeError) as exc:
+            raise StreamError(f"frames of {self.layout} cannot be stored in HDF5: {exc}") from exc
+        self._catalogue = Catalogue(self._places, self.layout, self._header.nframes or 0)
+        _lock_shared(self._fd, self.path)
+        self._end = aligned(len(image))
+        self._size = self._eof = 0
+        self._reserve = self._reserve_end = 0
+        self._committed_end = self._end
+        self._extend(_horizon(self._header.nframes, self.layout, self._end), at_least=self._end + 2 * RESERVE)
+        self._eof = self._size
+        field = slice(h5fields.END_OF_FILE, h5fields.END_OF_FILE + 8)
+        start = bytearray(image)
+        start[field] = self._size.to_bytes(8, "little")
+        write_all(self._fd, [start], 0)
+        self._keep_reserve()
+
+    def append(self, records: Sequence[Record]) -> int:
+        """Write these records behind each other in one go; returns the bytes written.
+
+        StreamError: a record does not fit the layout, nothing is written. WriteError: the storage failed, and none of
+        these records is in the file; all earlier ones are, and it can still be committed and closed."""
+        if not records:
+            return 0
+        buffers, batch, total = self._pack(records)
+        try:
+            with self._lock:
+                self._must_be_open()
+                self._expect(batch)
+                batch.start = self._take(total)
+                self._inflight.add(batch)
+        except OSError as exc:
+            raise _write_error("write to", self.path, exc) from exc
+        try:
+            write_all(self._fd, buffers, batch.start, total)
+        except OSError as exc:
+            self._erase(batch)
+            with self._lock:
+                self._inflight.discard(batch)
+            raise _write_error(f"write {total} bytes to", self.path, exc) from exc
+        with self._lock:
+            self._inflight.discard(batch)
+            self._done.append(batch)
+        return total
+
+    def _pack(self, records: Sequence[Record]) -> tuple[list[Buffer], _Batch, int]:
+        """The buffers of a batch (header, payload, trailer of each), and how many bytes they are with padding."""
+        layout = self.layout
+        if layout is None:
+            raise WriteError(f"{self.path}: the shape of the frames was not defined before the first was written")
+        exact = layout.chunk_bytes if layout.codec == "none" else 0
+        modules, block, nonce, crc = layout.modules, self._places.block, self._nonce, self.payload_crc
+        buffers: list[Buffer] = []
+        headers: list[bytes] = []
+        leaves: set[int] = set()
+        blocks: set[int] = set()
+        total = 0
+        for record in records:
+            frame, module, data = record.frame, record.module, record.data
+            size = memoryview(data).nbytes
+            if size != exact and (exact or not 0 < size < 1 << 32):
+                raise StreamError(f"frame {frame}: {size} bytes of data do not make a chunk of {exact or '> 0'} bytes")
+            if not (0 <= frame < HIGHEST_FRAME and 0 <= module < modules):
+                raise StreamError(f"frame {frame}, module {module}: no such place ({modules} modules)")
+            header, trailer = pack(record, size, nonce, crc)
+            buffers += (header, data, trailer)
+            headers.append(header)
+            leaves.add(frame * modules + module >> _LEAF)
+            blocks.add(frame // block)
+            total += record_size(size)
+        return buffers, _Batch(headers, leaves, blocks), total
+
+    def _expect(self, batch: _Batch) -> None:
+        """Make sure that the index of these records will have space too; OSError when it has not."""
+        self._highest = max(self._highest, (max(batch.blocks) + 1) * self._places.block)
+        if not (batch.leaves <= self._leaves and batch.blocks <= self._blocks):
+            leaves, blocks = self._leaves | batch.leaves, self._blocks | batch.blocks
+            self._keep_reserve(self._catalogue.cost(len(leaves), self._catalogue.new_blocks(blocks), self._highest))
+            self._leaves, self._blocks = leaves, blocks
+
+    def _keep_reserve(self, needed: int = 0) -> None:
+        """Have at least this many bytes (and what closing needs) allocated on the disk for the index."""
+        needed += missing_cost(RANGES) + SLACK
+        if self._reserve_end - self._reserve >= needed:
+            return
+        try:
+            self._new_reserve(max(RESERVE, 2 * needed))
+        except OSError:
+            self._new_reserve(needed)  # nearly full: no more than this
+
+    def _new_reserve(self, size: int) -> None:
+        size = aligned(size)
+        start = self._take(size)
+        try:
+            os.posix_fallocate(self._fd, start, size)
+        except OSError as exc:
+            if exc.errno not in _NO_FALLOCATE:
+                raise
+            log.debug("%s: space cannot be reserved here: %s", self.path, exc)
+        self._reserve, self._reserve_end = start, start + size
+
+    def _take(self, size: int) -> int:
+        """Reserve a range of the file."""
+        start = self._end
+        if start + size > self._size:
+            self._extend(max(2 * self._size, start + size + MARGIN), at_least=start + size)
+        self._end = start + size
+        return start
+
+    def _extend(self, size: int, at_least: int) -> None:
+        """Move the horizon; a file system that does not allow that much gets less. Sparse: it takes no space."""
+        size = size + 4095 & -4096
+        while True:
+            try:
+                os.ftruncate(self._fd, size)
+                break
+            except OSError as exc:
+                if exc.errno not in (errno.EFBIG, errno.EINVAL) or size <= at_least:
+                    raise
+                size = max(size // 2, at_least)
+        self._size = size
+
+    def _erase(self, batch: _Batch) -> None:
+        """Take back the headers of a batch that failed, so that no recovery finds what the books call lost."""
+        offset = batch.start
+        try:
+            for header in batch.headers:
+                write_all(self._fd, [bytes(HEADER_SIZE)], offset)
+                offset += record_size(int.from_bytes(header[48:52], "little"))
+        except OSError as exc:
+            log.debug("%s: failed range not cleaned: %s", self.path, exc)
+
+    def commit(self) -> None:
+        """Make everything whose `append` has returned visible to readers; WriteError when the storage fails (what was
+        not written is tried again by the next commit)."""
+        with self._committing:
+            self._must_be_open()
+            try:
+                self._commit()
+            except OSError as exc:
+                raise _write_error("commit", self.path, exc) from exc
+
+    def _commit(self, last: bool = False) -> None:
+        with self._lock:
+            done, self._done = self._done, []
+        if done:
+            headers, addresses = _located(done)
+            self._catalogue.add(headers, addresses)
+        self._todo += self._horizon_writes()
+        self._todo += self._catalogue.writes(self._place, last)
+        with self._lock:
+            outstanding = [*self._inflight, *self._done]
+            self._leaves = set().union(*(batch.leaves for batch in outstanding))
+            self._blocks = set().union(*(batch.blocks for batch in outstanding))
+        self._write_todo()
+
+    def _horizon_writes(self) -> Iterator[Write]:
+        """The end-of-file address where the file was extended before; where it will have to be, extend it now.
+
+        The size moves well before the address: a reader that asked for the size must not find the address beyond it."""
+        with self._lock:
+            size, end, grown = self._size, self._end, self._end - self._committed_end
+            self._committed_end = end
+            if size == self._eof and size - end < 2 * grown:
+                try:
+                    self._extend(max(2 * size, end + 4 * grown + MARGIN), at_least=size)
+                except OSError as exc:
+                    log.debug("%s: not extended yet: %s", self.path, exc)
+        if size > self._eof:
+            self._eof = size
+            yield h5fields.END_OF_FILE, size.to_bytes(8, "little")
+
+    def _place(self, size: int) -> int:
+        """Free space for a node or a block of values, from the reserve."""
+        size = aligned(size)
+        with self._lock:
+            if self._reserve_end - self._reserve < size:
+                return self._take(size)
+            start, self._reserve = self._reserve, self._reserve + size
+            return start
+
+    def _write_todo(self) -> None:
+        while self._todo:
+            offset, data = self._todo[0]
+            write_all(self._fd, [data], offset)
+            self._todo.popleft()
+
+    def close(self, books: Books) -> None:
+        """Last commit, the books, the true end; harmless when closed. WriteError when the storage fails: the file is
+        then as a kill would leave it, and `recover` can finish it."""
+        with self._committing:
+            if self._fd < 0:
+                return
+            try:
+                if books.frames_expected is not None:
+                    self._catalogue.extend(books.frames_expected)
+                self._commit(last=True)
+                self._todo += self._book_writes(books)
+                self._write_todo()
+                self._end_here()
+            except OSError as exc:
+                raise _write_error("close", self.path, exc) from exc
+            finally:
+                self._release()
+
+    def _book_writes(self, books: Books) -> Iterator[Write]:
+        ranges = list(books.missing)
+        if len(ranges) > RANGES:
+            try:
+                with self._lock:
+                    self._keep_reserve(missing_cost(len(ranges)))
+            except OSError as exc:
+                log.warning("%s: only %d ranges of missing frames listed: %s", self.path, RANGES, exc)
+                ranges = ranges[:RANGES]
+        if ranges:
+            yield from missing_writes(self._places, ranges, self._place)
+        for name, value in nexus.scalar_values(books).items():
+            yield self._places.scalars[name][0], value
+
+    def _end_here(self) -> None:
+        """Lower the end-of-file address, then the size: in this order no reader finds the address beyond the size."""
+        with self._lock:
+            end = self._reserve if self._reserve_end == self._end else self._end
+            write_all(self._fd, [end.to_bytes(8, "little")], h5fields.END_OF_FILE)
+            os.ftruncate(self._fd, end)
+
+    def sync(self) -> None:
+        """Have what was written put on the disk (fdatasync); may take long, may run in the background after `close`."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise _write_error("sync", self.path, exc) from exc
+
+    def abandon(self) -> None:
+        """Let go of the file as it is, as a kill would."""
+        with self._committing:
+            self._release()
+
+    def _release(self) -> None:
+        with self._lock:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _must_be_open(self) -> None:
+        if self._fd < 0:
+            raise WriteError(f"{self.path}: is already closed")
+
+
+def write_all(fd: int, buffers: Sequence[Buffer], offset: int, total: int = -1) -> None:
+    """Write these buffers behind each other at `offset`; OSError. `total`: their bytes, where known."""
+    left = list(buffers)
+    while left:
+        part = left[:IOV_MAX]
+        written = os.pwritev(fd, part, offset)
+        if written == total:
+            return
+        offset, total = offset + written, -1
+        left = _unwritten(part, written) + left[IOV_MAX:]
+        if not written and left:
+            raise OSError(errno.EIO, "nothing was written")
+
+
+def _unwritten(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
+    for i, buffer in enumerate(buffers):
+        view = memoryview(buffer)
+        if written < view.nbytes:
+            return [view.cast("B")[written:], *buffers[i + 1 :]]
+        written -= view.nbytes
+    return []
+
+
+def _located(batches: Iterable[_Batch]) -> tuple[NDArray, NDArray[np.uint64]]:
+    """All headers of these batches, and where their payloads are."""
+    headers = np.frombuffer(b"".join(chain.from_iterable(batch.headers for batch in batches)), HEADER)
+    counts = [len(batch.headers) for batch in batches]
+    sizes = (headers["size"].astype(np.uint64) + np.uint64(HEADER_SIZE + 8 + 63)) & ~np.uint64(63)
+    before = np.cumsum(sizes) - sizes  # as if all batches lay behind each other
+    firsts = np.cumsum(counts) - counts
+    shift = np.array([batch.start for batch in batches], np.uint64) - before[firsts]  # wraps, and back below
+    return headers, before + np.repeat(shift, counts) + np.uint64(HEADER_SIZE)
+
+
+def _horizon(nframes: int | None, layout: ImageLayout | None, end: int) -> int:
+    """A size that this series will not reach, in bytes."""
+    if nframes is None or layout is None:
+        return end + UNKNOWN
+    chunk = layout.chunk_bytes
+    largest = chunk if layout.codec == "none" else chunk + chunk // 64 + 4096  # incompressible
+    return end + nframes * layout.modules * (record_size(largest) + 256) * 9 // 8 + MARGIN
+
+
+def _open_new(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as exc:
+        raise _write_error("create", path, exc) from exc
+
+
+def _lock_shared(fd: int, path: Path) -> None:
+    """Readers may come in, other HDF5 writers may not."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as exc:
+        log.warning("%s: no lock on this file system (%s): keep other writers away from the file", path, exc)
+
+
+def _write_error(action: str, path: Path, exc: OSError) -> WriteError:
+    reason = _ADVICE.get(exc.errno or 0, "look at the file system")
+    return WriteError(f"cannot {action} {path}: {exc.strerror or exc}: {reason}")
