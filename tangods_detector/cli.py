@@ -150,8 +150,23 @@ def replay(
     cut: int,
     seed: int,
 ) -> None:
-    """Send recorded streams (.bin, .bin.gz), or CBF files (.cbf, .cbf.gz, .cbf.bz2), to a receiver."""
-    raise NotImplementedError
+    """Send recorded streams (.bin, .bin.gz), or CBF files (.cbf, .cbf.gz, .cbf.bz2) as one series, to a receiver."""
+    from tangods_detector.replay import open_files
+    from tangods_detector.replay import replay as send
+
+    with progress_bar() as bar:
+        task = bar.add_task("sent", total=None)
+        sent = send(
+            open_files(files, filename),
+            endpoint,
+            rate,
+            repeat=repeat,
+            reorder=reorder,
+            cut=cut,
+            seed=seed,
+            progress=lambda n: bar.update(task, completed=n),
+        )
+    console.print(f"{sent} messages sent")
 
 
 @main.command()

@@ -18,12 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.tree import Tree
 
 from tangods_detector.hw.simulator import Simulator
-from tangods_detector.hw.simulator_images import expected_frame
+from tangods_detector.hw.simulator_images import SimulatorOptions, expected_frame
 from tangods_detector.localtango import LocalTango
 from tangods_detector.options import parse_options
 from tangods_detector.register import checked_registration, register
 from tangods_detector.settings import Settings
-from tangods_receiver.errors import DaqError, HardwareError
+from tangods_receiver.errors import ConfigError, DaqError, HardwareError
 from tangods_receiver.recovery import check
 
 DETECTOR, RECEIVER = "demo/detector/1", "demo/receiver/1"
@@ -37,8 +37,7 @@ def run_demo(
     """Acquire `frames` images of `size` (rows, columns) at `rate` Hz; DaqError says which step failed.
 
     The data file and the picture stay in `output` (a new folder if None), everything else goes again."""
-    output = output or Path(tempfile.mkdtemp(prefix="detector-demo-"))
-    output.mkdir(parents=True, exist_ok=True)
+    output = _output_folder(output)
     servers = Path(tempfile.mkdtemp(prefix="servers-", dir=output))
     options = [f"width = {size[1]}", f"height = {size[0]}"]
     with LocalTango(servers) as local:
@@ -51,6 +50,16 @@ def run_demo(
         if keep:
             _stay(console, local)
     shutil.rmtree(servers)
+
+
+def _output_folder(output: Path | None) -> Path:
+    if output is None:
+        return Path(tempfile.mkdtemp(prefix="detector-demo-"))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"output folder {output}: {exc.strerror}; choose another with --output") from exc
+    return output.resolve()
 
 
 def _start_servers(console: Console, local: LocalTango, output: Path, options: list[str]) -> tango.DeviceProxy:
@@ -105,10 +114,10 @@ def _verify(console: Console, file: Path, frames: int, options: list[str], detec
     report = check(file)
     if not report.ok or report.frames != frames:
         raise DaqError(f"{file} is not right: " + "; ".join(report.lines()))
-    simulated, settings = parse_options(Simulator.Options, options), Settings()
+    simulated: SimulatorOptions = parse_options(Simulator.Options, options)
     with h5py.File(file) as h5:
         data = h5[DATASET]
-        wrong = [n for n in range(frames) if not np.array_equal(data[n], expected_frame(simulated, settings, n))]
+        wrong = [n for n in range(frames) if not np.array_equal(data[n], expected_frame(simulated, Settings(), n))]
     if wrong:
         raise DaqError(f"{file}: {len(wrong)} of {frames} frames differ from what was sent, first: frame {wrong[0]}")
     console.print(f"[bold]5.[/] checked: index, checksums and books; all {frames} frames equal what was sent")
