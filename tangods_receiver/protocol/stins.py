@@ -83,9 +83,10 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
 
 
 def _metadata(parts: Parts) -> dict[str, Any]:
-    if len(parts) < 2 or not len(parts[1]) or bytes(parts[1][:5]).strip() == b"null":
+    text = bytes(parts[1]) if len(parts) > 1 else b""
+    if text.strip() in (b"", b"null"):
         return {}
-    return _json_object(parts[1], "start message: metadata")
+    return _json_object(text, "start message: metadata")
 
 
 # --- image -----------------------------------------------------------------------------------------------------------
@@ -207,10 +208,11 @@ def _check_payload(number: int, codec: str, nbytes: int, data: Buffer) -> None:
 
 
 def _json_object(part: Buffer, what: str) -> dict[str, Any]:
+    text = part if type(part) is bytes else bytes(part)
     try:
-        value = loads(part if type(part) is bytes else bytes(part))
+        value = loads(text)
     except (ValueError, RecursionError) as exc:
-        raise StreamError(f"{what} is not JSON ({exc}): {_show(bytes(part[:60]))}") from exc
+        raise StreamError(f"{what} is not JSON ({exc}): {_show(text[:60])}") from exc
     if type(value) is not dict:
         raise StreamError(f"{what} is {_show(value)}, not a JSON object")
     return value

@@ -1,0 +1,59 @@
+"""File names come over the network: they are confined to the configured root, and refused in words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tangods_receiver.errors import WriteError
+
+
+def confine(root: Path, filename: str) -> Path:
+    """The real path of `filename`, symbolic links and `..` resolved. WriteError: outside `root`, or not a file name.
+
+    A relative name counts from `root`."""
+    if not filename.isprintable():
+        raise WriteError(f"{filename!r}: not a file name (control characters); choose another")
+    try:
+        path = (root / filename).resolve()
+        outside = not path.is_relative_to(root) or path == root
+    except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a name too long, a lone surrogate
+        raise WriteError(f"{filename!r}: not a file name ({exc}); choose another") from exc
+    if outside:
+        raise WriteError(f"{filename}: outside {root}, where this receiver may write; choose a path below it")
+    return path
+
+
+def refusal(root: Path, filename: str, nbytes: int = 0) -> str:
+    """Why a series of `nbytes` cannot be written to `filename`, and what to do; "" when it can."""
+    try:
+        path = confine(root, filename)
+        return _obstacle(path, nbytes)
+    except WriteError as exc:
+        return str(exc)
+    except OSError as exc:
+        return f"{filename}: {exc.strerror or exc}; choose another name or look at the storage"
+
+
+def _obstacle(path: Path, nbytes: int) -> str:
+    if os.path.lexists(path):
+        return f"{path}: exists; choose another name, existing files are never touched"
+    directory = path.parent
+    if not directory.is_dir():
+        what = "is not a directory" if directory.exists() else "does not exist; create it"
+        return f"{path}: the directory {directory} {what}, or choose another"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return f"{path}: no permission to write in {directory}; change it or choose another directory"
+    room = os.statvfs(directory)
+    free = room.f_bavail * room.f_frsize
+    if nbytes > free:
+        return f"{path}: {_size(nbytes)} needed, {_size(free)} free; make room or choose another file system"
+    return ""
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.4g} TB"

@@ -1,0 +1,196 @@
+"""The receiver without Tango: builds the parts, owns their start and stop, keeps the time."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from tangods_receiver import destination
+from tangods_receiver.config import ReceiverConfig
+from tangods_receiver.errors import WriteError
+from tangods_receiver.live import LastFrame, Live
+from tangods_receiver.reception import Reception
+from tangods_receiver.seriesfile import SeriesFile
+from tangods_receiver.source import Worker
+from tangods_receiver.stats import Snapshot
+
+if TYPE_CHECKING:
+    from tangods_receiver.http import HttpServer
+
+log = logging.getLogger(__name__)
+
+TURN = 0.1  # s between looks at deadlines; what can be closed at once wakes the keeper
+STOPPING_TURN = 0.02
+JOIN_LIMIT = 5.0  # s; a thread that hangs in the storage is left behind
+RATE_OVER = 1.0  # s
+
+
+class Keeper:
+    """One thread that commits, closes and measures."""
+
+    def __init__(self, config: ReceiverConfig, reception: Reception, wake: threading.Event) -> None:
+        self._config = config
+        self._reception = reception
+        self._wake = wake
+        self._halt = False
+        self._next_commit = 0.0
+        self._sample = time.monotonic(), 0, 0
+        self.rate = self.throughput = 0.0
+        self._thread = threading.Thread(target=self._main, name=f"{config.name} keeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, limit: float) -> bool:
+        """Close what is open, then end; False: it hangs in a call to the storage."""
+        self._halt = True
+        self._wake.set()
+        self._thread.join(limit)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        while not self._halt:
+            self._wake.wait(STOPPING_TURN if self._reception.stopping else TURN)
+            self._wake.clear()
+            self._turn()
+        self._reception.abandon("the receiver was stopped")
+        self._turn()
+
+    def _turn(self) -> None:
+        try:
+            now = time.monotonic()
+            if not self._reception.close_when_due() and now >= self._next_commit:
+                self._reception.commit()
+                self._next_commit = time.monotonic() + self._config.commit_interval
+            self._measure(now)
+        except Exception as exc:  # the outermost loop: it becomes the state
+            log.exception("keeper")
+            self._reception.fail(exc)
+
+    def _measure(self, now: float) -> None:
+        then, frames, nbytes = self._sample
+        if now - then >= RATE_OVER:
+            total_frames, total_bytes = self._reception.totals()
+            self.rate = (total_frames - frames) / (now - then)
+            self.throughput = (total_bytes - nbytes) / (now - then)
+            self._sample = now, total_frames, total_bytes
+
+
+class Syncer:
+    """One thread that makes closed files survive a power loss; nobody waits for it."""
+
+    def __init__(self, name: str) -> None:
+        self._files: queue.SimpleQueue[SeriesFile | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._failed = False
+        self._thread = threading.Thread(target=self._main, name=f"{name} sync", daemon=True)
+
+    @property
+    def durable(self) -> bool:
+        """The last closed file is on the disk."""
+        return not self._waiting and not self._failed
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, file: SeriesFile) -> None:
+        with self._lock:
+            self._waiting += 1
+        self._files.put(file)
+
+    def stop(self, limit: float) -> bool:
+        self._files.put(None)
+        self._thread.join(limit)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        while (file := self._files.get()) is not None:
+            try:
+                file.sync()
+                self._failed = False
+            except (WriteError, OSError) as exc:
+                self._failed = True
+                log.error("%s is written but may not survive a power loss: %s", file.path, exc)
+            del file
+            with self._lock:
+                self._waiting -= 1
+
+
+class Engine:
+    """`with Engine(config) as engine:` receives until the block is left; what was received is then in the file."""
+
+    def __init__(self, config: ReceiverConfig) -> None:
+        self.config = config
+        wake = threading.Event()
+        self._live = Live()
+        self._syncer = Syncer(config.name)
+        self._reception = Reception(config, self._live, wake, self._syncer.put)
+        self._keeper = Keeper(config, self._reception, wake)
+        self._workers = [Worker(index, config, self._reception) for index in range(config.workers)]
+        self._started: list[Worker] = []
+        self._http: HttpServer | None = None
+
+    def __enter__(self) -> Engine:
+        """Start from the file back to the socket. ConfigError: an endpoint or the HTTP address cannot be used."""
+        self._syncer.start()
+        self._keeper.start()
+        try:
+            if self.config.http:
+                from tangods_receiver.http import HttpServer  # half a second to import, and not everybody wants it
+
+                self._http = HttpServer(self, self.config.http)
+                self._http.start()
+            for worker in self._workers:
+                self._started.append(worker)
+                worker.start()
+        except BaseException:
+            self._shut_down()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Stop from the socket forward to the file."""
+        for worker in self._started:
+            worker.stop()
+        self._reception.halt()
+        stuck = [worker for worker in self._started if not worker.join(JOIN_LIMIT)]
+        if not self._keeper.stop(JOIN_LIMIT) or stuck or not self._syncer.stop(JOIN_LIMIT):
+            log.error("the storage does not answer: threads of %s are left behind", self.config.name)
+        if self._http is not None:
+            self._http.stop()
+            self._http = None
+
+    @property
+    def http_port(self) -> int | None:
+        """The port that HTTP took; None: not configured, or not running."""
+        return None if self._http is None else self._http.port
+
+    def snapshot(self) -> Snapshot:
+        """Everything countable, at one moment; cheap."""
+        return self._reception.snapshot(self._keeper.rate, self._keeper.throughput, self._syncer.durable)
+
+    def stop(self, series: int | None = None) -> None:
+        """Close the open series with what came, within `end_timeout`; returns at once, harmless when none is open."""
+        self._reception.stop(series)
+
+    def reset(self) -> None:
+        """Acknowledge the error."""
+        self._reception.reset()
+
+    def check(self, path: str, nbytes: int) -> str:
+        """Why a series of `nbytes` cannot be written to `path`, and what to do; "" when it can."""
+        return destination.refusal(self.config.root, path, nbytes) if path else ""
+
+    def last_frame(self) -> LastFrame | None:
+        """The latest image, decoded now; None before the first. StreamError: it is damaged."""
+        return self._live.last_frame()

@@ -1,0 +1,484 @@
+"""Where the workers bring what they received: which series it belongs to, and what state the receiver is in.
+
+One lock guards everything here; it is never held over the disk or a socket."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from tangods_receiver import destination
+from tangods_receiver.config import ReceiverConfig
+from tangods_receiver.errors import DaqError, StreamError, WriteError
+from tangods_receiver.ledger import total
+from tangods_receiver.live import Live
+from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart
+from tangods_receiver.records import Record
+from tangods_receiver.series import Series
+from tangods_receiver.seriesfile import SeriesFile
+from tangods_receiver.stats import Snapshot, Tally
+
+log = logging.getLogger(__name__)
+
+HEADER_WAIT = 1.0  # s a worker waits for what another worker has not read yet: a header, the rest of a series
+REMEMBERED = 100  # ids of past series whose leftovers are recognised
+
+Sync = Callable[[SeriesFile], None]
+
+
+class Reception:
+    """`wake` is set when the keeper has something to do at once; `sync` is given each closed file."""
+
+    def __init__(self, config: ReceiverConfig, live: Live, wake: threading.Event, sync: Sync) -> None:
+        self._config = config
+        self._live = live
+        self._wake = wake
+        self._sync = sync
+        self._sockets = config.workers * len(config.endpoints)
+        self._changed = threading.Condition(threading.Lock())
+        self._halting = False
+        self._open: Series | None = None
+        self._last: Series | None = None
+        self._past: deque[int] = deque(maxlen=REMEMBERED)
+        self._last_id = 0
+        self._opened = self._closed = 0
+        self._last_file = ""
+        self._error = ""
+        self._serious = False
+        self._tallies = [Tally() for _ in range(config.workers)]
+        self._told: set[str] = set()  # anomalies between series that the log has
+        self._generation = 0  # grows with every start, end and close
+        self._gave_up = [-1] * config.workers
+        self._reading = [False] * config.workers
+        self._heard = time.monotonic()
+        self._frames = self._bytes = 0  # since the engine began
+
+    # --- what the workers call ---------------------------------------------------------------------------------------
+
+    def reading(self, worker: int, busy: bool) -> None:
+        """A worker says whether it has messages in hand; a stop waits for that."""
+        self._reading[worker] = busy
+        if busy:
+            self._heard = time.monotonic()
+
+    def start(self, worker: int, start: SeriesStart) -> None:
+        """A header came: end what was open, open the file."""
+        with self._changed:
+            if self._joins(start) or not self._make_way():
+                return
+            series = self._enter(start)
+        failure = self._create(series)
+        with self._changed:
+            series.ready = True
+            if failure:
+                series.failure = failure
+                self._fail(failure)
+            else:
+                self._opened = series.id
+                self._error, self._serious = "", False
+            self._change()
+        if failure:
+            log.error("series %d not opened: %s", series.id, failure)
+        else:
+            log.info("series %d opened %s", series.id, series.file.path if series.file else "(no file)")
+
+    def frames(self, worker: int, frames: Sequence[Frame]) -> None:
+        """Frames came: write what belongs to the open series, count the rest. Returns when that is done."""
+        give_up = 0.0
+        while frames:
+            records: list[Record] = []
+            with self._changed:
+                series = self._open
+                if series is not None and series.ready and not series.closing:
+                    before, frames = len(frames), self._take(series, worker, frames, records)
+                    if records or len(frames) < before:
+                        give_up = 0.0
+                if frames and not records:
+                    give_up = self._wait_for_header(worker, frames[0], give_up)
+                    if not give_up:
+                        self._refuse(worker, frames)
+                        frames = ()
+            if records and series is not None:
+                self._write(series, worker, records)
+
+    def end(self, worker: int, end: SeriesEnd) -> None:
+        """An end message came."""
+        with self._changed:
+            limit = time.monotonic() + HEADER_WAIT
+            while not self._ends(end):
+                left = limit - time.monotonic()
+                if self._config.workers == 1 or left <= 0 or self._halting:
+                    self._orphan(worker, end)
+                    return
+                self._changed.wait(left)
+
+    def malformed(self, worker: int, count: int, error: StreamError) -> None:
+        """Messages that are none: counted, never written."""
+        with self._changed:
+            tally = self._tallies[worker]
+            tally.received += count
+            tally.rejected += count
+            self._anomaly("rejected", f"message refused: {error}", serious=True)
+
+    def fail(self, error: Exception) -> None:
+        """A worker met what nobody foresaw."""
+        sentence = str(error) if isinstance(error, DaqError) else f"{type(error).__name__}: {error}"
+        with self._changed:
+            self._fail(f"receiving failed: {sentence}; see the log, then Reset")
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a frame of the open series, for the high-water mark; 0: none open, or not known."""
+        series = self._open
+        return 0 if series is None else series.frame_bytes
+
+    # --- what the engine's clients call ------------------------------------------------------------------------------
+
+    def snapshot(self, rate: float, throughput: float, durable: bool) -> Snapshot:
+        with self._changed:
+            series = self._open or self._last
+            tally = Tally.sum(self._tallies)
+            return Snapshot(
+                state="error" if self._serious else "running" if self._open is not None else "idle",
+                series=0 if series is None else series.id,
+                file=str(self._open.file.path) if self._open is not None and self._open.file is not None else "",
+                received=tally.received,
+                written=tally.written,
+                missing=0 if series is None else series.known_missing(),
+                repeated=tally.repeated,
+                foreign=tally.foreign,
+                rejected=tally.rejected,
+                discarded=tally.discarded,
+                bytes=tally.bytes,
+                expected=None if series is None else series.start.nframes,
+                opened=self._opened,
+                closed=self._closed,
+                last_file=self._last_file,
+                rate=rate,
+                throughput=throughput,
+                durable=durable,
+                last_number=self._live.number,
+                error=self._error,
+            )
+
+    def stop(self, series: int | None = None) -> None:
+        """Close the open series (if it has this id) with what came, as soon as the sockets are quiet."""
+        with self._changed:
+            if self._open is not None and series in (None, self._open.id):
+                self._open.stop(time.monotonic() + self._config.end_timeout)
+                self._wake.set()
+
+    def reset(self) -> None:
+        """Acknowledge the error; a series that can no longer be written is closed."""
+        with self._changed:
+            if self._open is not None and self._open.failure:
+                self._abandon(self._open, "reset")
+            self._error, self._serious = "", False
+
+    # --- what the keeper calls ---------------------------------------------------------------------------------------
+
+    def totals(self) -> tuple[int, int]:
+        """Frames received and bytes written since the engine began."""
+        tally = Tally.sum(self._tallies)
+        return self._frames + tally.received, self._bytes + tally.bytes
+
+    @property
+    def stopping(self) -> bool:
+        series = self._open
+        return series is not None and series.stopped
+
+    def halt(self) -> None:
+        """Nobody waits here any longer; the engine is going down."""
+        with self._changed:
+            self._halting = True
+            self._changed.notify_all()
+
+    def abandon(self, reason: str) -> None:
+        """Close the open series now, whatever is missing."""
+        with self._changed:
+            if self._open is not None:
+                self._abandon(self._open, reason)
+
+    def commit(self) -> None:
+        """Make what was written readable."""
+        series = self._open
+        if series is None or series.file is None or series.file.layout is None or series.failure:
+            return
+        try:
+            series.file.commit()
+        except WriteError as exc:
+            with self._changed:
+                series.failure = series.failure or str(exc)
+                self._fail(str(exc))
+
+    def close_when_due(self) -> bool:
+        """True when a series was closed."""
+        now = time.monotonic()
+        with self._changed:
+            series = self._open
+            quiet_for = 0.0 if any(self._reading) else now - self._heard
+            if series is None or not series.due(now, quiet_for, self._config.stall_timeout):
+                return False
+            books = series.close()
+        failure = ""
+        try:
+            if series.file is not None:
+                series.file.close(books)
+        except WriteError as exc:
+            failure = str(exc)
+        self._log_close(series)
+        with self._changed:
+            self._judge(series, failure)
+            self._last, self._open = series, None
+            if series.start.series is not None:
+                self._past.append(series.start.series)
+            if series.file is not None:
+                self._last_file = str(series.file.path)
+            if self._opened == series.id:
+                self._closed = series.id
+            series.latest = None
+            self._change()
+        if series.file is not None:
+            self._sync(series.file)
+        return True
+
+    # --- a start -----------------------------------------------------------------------------------------------------
+
+    def _joins(self, start: SeriesStart) -> bool:
+        """Several senders of one series each send a header; the first opened it."""
+        return (
+            len(self._config.endpoints) > 1
+            and start.series is not None
+            and self._open is not None
+            and self._open.start.series == start.series
+        )
+
+    def _make_way(self) -> bool:
+        """Wait until nothing is open; False when the engine goes down first."""
+        earlier = self._open
+        if earlier is not None and self._config.workers > 1:  # another worker may still hold its last frames
+            self._changed.wait_for(lambda: self._open is not earlier or self._halting, HEADER_WAIT)
+        while self._open is not None and not self._halting:
+            if not self._open.abandoned and self._open.ready:
+                self._abandon(self._open, "a new series began before its end")
+            self._changed.wait(0.1)
+        return not self._halting
+
+    def _enter(self, start: SeriesStart) -> Series:
+        series = Series(
+            self._last_id + 1 if start.series is None else start.series,
+            start,
+            workers=self._config.workers,
+            sockets=self._sockets,
+            previous=self._last,
+        )
+        self._frames, self._bytes = self.totals()
+        self._last_id = series.id
+        self._open = series
+        self._tallies = series.tallies
+        self._told.clear()
+        self._change()
+        return series
+
+    def _create(self, series: Series) -> str:
+        """Open the file; a sentence when that failed."""
+        start = series.start
+        if start.series is None and start.serial is None and self._sockets > 1:
+            return (
+                "the stream has neither series ids nor message numbers: its frames can only be told apart by order of "
+                "arrival; configure workers: 1 and one endpoint"
+            )
+        if not start.filename or not start.save:
+            return ""
+        try:
+            root = self._config.root
+            path = destination.confine(root, start.filename)
+            if obstacle := destination.refusal(root, start.filename):
+                return obstacle
+            series.file = SeriesFile.create(path, series.header(self._config.dataset), series.layout)
+        except WriteError as exc:
+            return str(exc)
+        return ""
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def _take(self, series: Series, worker: int, frames: Sequence[Frame], records: list[Record]) -> list[Frame]:
+        """Enter the frames of this series; those to be written join `records`, the others are returned."""
+        rejected = series.rejected
+        mine, strangers = series.admit(frames, worker)
+        records += mine
+        if series.latest is not None:
+            self._live.show(series.id, series.latest)
+        if series.rejected != rejected:
+            self._fail(series.troubles["rejected"][1])
+        if records:
+            series.busy += 1
+        else:
+            self._look_at(series)
+        return strangers
+
+    def _write(self, series: Series, worker: int, records: Sequence[Record]) -> None:
+        nbytes, failure = 0, "writing was interrupted"
+        try:
+            nbytes, failure = series.write(records), ""
+        except WriteError as exc:
+            failure = str(exc)
+        finally:
+            with self._changed:
+                series.wrote(records, nbytes, worker, failure)
+                series.busy -= 1
+                if failure:
+                    self._fail(failure)
+                self._look_at(series)
+
+    def _wait_for_header(self, worker: int, frame: Frame, give_up: float) -> float:
+        """A frame of no open series: wait a while if another worker may hold its header. 0.0: in vain.
+
+        `give_up` is when the wait ends (0.0: it begins); returned for the next call."""
+        if self._halting:
+            return 0.0
+        series = self._open
+        if series is not None and not series.ready:
+            self._changed.wait(HEADER_WAIT)
+            return time.monotonic() + HEADER_WAIT
+        if self._config.workers == 1 or self._gave_up[worker] == self._generation or self._is_old(frame):
+            return 0.0
+        now = time.monotonic()
+        give_up = give_up or now + HEADER_WAIT
+        if now >= give_up:
+            self._gave_up[worker] = self._generation
+            return 0.0
+        self._changed.wait(give_up - now)
+        return give_up
+
+    def _is_old(self, frame: Frame) -> bool:
+        """Left over from a series that is over."""
+        if any(series.owns(frame) for series in (self._open, self._last) if series is not None and series.closing):
+            return True
+        known = self._open or self._last
+        if known is None:
+            return False
+        if frame.series is not None and known.start.series is not None:
+            return frame.series < known.start.series or frame.series in self._past
+        if frame.serial is not None and known.start.serial is not None:
+            return known is self._open and (frame.serial <= known.start.serial or not known.ended)
+        return False
+
+    def _refuse(self, worker: int, frames: Sequence[Frame]) -> None:
+        """Frames without a series: leftovers are counted and forgotten, others are an error of the sender."""
+        tally = self._tallies[worker]
+        for frame in frames:
+            for series in (self._open, self._last):
+                if series is not None and series.closing and series.owns(frame):
+                    series.late(frame, tally)
+                    self._anomaly("late", f"image {frame.number} came after the end of series {series.id}")
+                    break
+            else:
+                count = 1 + len(frame.more)
+                tally.received += count
+                tally.foreign += count
+                self._foreign(frame)
+
+    def _foreign(self, frame: Frame) -> None:
+        if self._is_old(frame):
+            self._anomaly("foreign", f"image {frame.number} is left over from an earlier series")
+            return
+        marks = {"series": frame.series, "message": frame.serial}
+        known = ", ".join(f"{name} {value}" for name, value in marks.items() if value is not None)
+        self._anomaly(
+            "headless",
+            f"image {frame.number}{f' ({known})' if known else ''} belongs to no open series: its start message was "
+            "lost, or the receiver came late; stop the series and arm again",
+            serious=True,
+        )
+
+    # --- an end ------------------------------------------------------------------------------------------------------
+
+    def _ends(self, end: SeriesEnd) -> bool:
+        """Does it end the open series, or one that is over?"""
+        for series in (self._open, self._last):
+            if series is not None and series.ends_with(end):
+                series.end(end, time.monotonic() + self._config.end_timeout)
+                self._change()
+                self._look_at(series)
+                return True
+        known = self._open or self._last
+        if known is None:
+            return False
+        if end.series is not None and known.start.series is not None:
+            return end.series < known.start.series or end.series in self._past
+        return end.serial is not None and known.start.serial is not None and end.serial <= known.start.serial
+
+    def _orphan(self, worker: int, end: SeriesEnd) -> None:
+        tally = self._tallies[worker]
+        tally.received += 1
+        tally.rejected += 1
+        which = f"series {end.series}" if end.series is not None else f"message {end.serial}"
+        self._anomaly(
+            "orphan",
+            f"end message ({which}) without a start message: it was lost, or the receiver came late; arm again",
+            serious=True,
+        )
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def _change(self) -> None:
+        self._generation += 1
+        self._changed.notify_all()
+        self._wake.set()
+
+    def _look_at(self, series: Series) -> None:
+        """Wake the keeper if the series can be closed."""
+        if (series.ended or series.ledger.all_came or series.abandoned) and series.due(time.monotonic(), 0.0, 0.0):
+            self._wake.set()
+
+    def _abandon(self, series: Series, reason: str) -> None:
+        series.abandoned = series.abandoned or reason
+        self._wake.set()
+
+    def _fail(self, sentence: str) -> None:
+        """First failure wins; a serious one displaces a remark."""
+        if not self._serious:
+            self._error, self._serious = sentence, True
+
+    def _anomaly(self, kind: str, sentence: str, serious: bool = False) -> None:
+        """Counted in the open series, else told to the log once; `serious`: the state becomes error."""
+        if serious:
+            self._fail(sentence)
+        if self._open is not None and not self._open.closing:
+            self._open.trouble(kind, sentence)
+        elif kind not in self._told:
+            self._told.add(kind)
+            log.warning("%s", sentence)
+
+    def _judge(self, series: Series, failure: str) -> None:
+        """What a closed series leaves in `error`: bad ends are failures, missing frames a remark."""
+        sentence = f"series {series.id}: {series.end_reason()}"
+        if failure:
+            self._fail(failure)
+        elif series.failure:
+            self._fail(series.failure)
+        elif series.abandoned and series.abandoned != "reset":
+            self._fail(sentence)
+        elif series.missing and not self._serious and not self._error:
+            self._error = sentence
+
+    @staticmethod
+    def _log_close(series: Series) -> None:
+        tally = Tally.sum(series.tallies)
+        seconds = time.monotonic() - series.begun
+        for kind, (count, first) in series.troubles.items():
+            log.warning("series %d: %d %s: %s", series.id, count, kind, first)
+        log.info(
+            "series %d closed %s: %d frames, %d missing, %d repeated, %.2f s, %.1f MB/s",
+            series.id,
+            series.file.path if series.file else "(no file)",
+            series.ledger.complete,
+            total(series.missing),
+            tally.repeated,
+            seconds,
+            tally.bytes / max(seconds, 1e-6) / 1e6,
+        )

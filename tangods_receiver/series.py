@@ -1,0 +1,356 @@
+"""One series: which frames are its own, what becomes of each, and when it is over. No threads, no sockets.
+
+`reception.py` calls everything here with its lock held, except `write`, which is the disk's time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from math import nan, prod
+from typing import Any
+
+from tangods_receiver import ledger as ledgers
+from tangods_receiver.ledger import Ledger, Verdict
+from tangods_receiver.protocol import Buffer, Frame, SeriesEnd, SeriesStart
+from tangods_receiver.protocol.stins import ITEMSIZE
+from tangods_receiver.records import Books, FileHeader, ImageLayout, Record
+from tangods_receiver.seriesfile import SeriesFile
+from tangods_receiver.stats import Tally
+from tangods_receiver.transforms import stored
+
+log = logging.getLogger(__name__)
+
+QUIET = 0.15  # s without a message after which a stopped series gets nothing more
+
+
+class Series:
+    """`sockets` how many the stream is spread over; `previous` the series before, whose leftovers may still come."""
+
+    def __init__(
+        self, id: int, start: SeriesStart, *, workers: int = 1, sockets: int = 1, previous: Series | None = None
+    ) -> None:
+        start = _modules_first(start)
+        self.id = id
+        self.start = start
+        self.ledger = Ledger(start.nframes, start.modules)
+        self.tallies = [Tally() for _ in range(workers)]
+        self.troubles: dict[str, tuple[int, str]] = {}  # kind -> how often, the first in words
+        self.layout = _announced_layout(start)
+        self.file: SeriesFile | None = None
+        self.ready = False  # the file is there, or there is none to be
+        self.closing = False
+        self.busy = 0  # batches on their way to the disk
+        self.messages = 0  # image messages of this series, good or not
+        self.ended = False
+        self.end_serial: int | None = None
+        self.deadline: float | None = None  # when it closes whatever is missing
+        self.stopped = False
+        self.abandoned = ""  # why it must close at once
+        self.failure = ""  # the first write failure: nothing more is stored
+        self.opened_at = time.time()
+        self.begun = self.last_arrival = time.monotonic()
+        self.latest: Frame | None = None
+        self.missing: ledgers.Ranges = []
+        self._sockets = sockets
+        self._defining = threading.Lock()
+        self._before = _restarted_from(start, previous)
+
+    # --- belonging ---------------------------------------------------------------------------------------------------
+
+    def owns(self, frame: Frame) -> bool:
+        """By the sender's series id; without one by message number; without both by order of arrival."""
+        start = self.start
+        if start.series is not None and frame.series is not None:
+            return frame.series == start.series
+        serial, first = frame.serial, start.serial
+        if serial is None or first is None:
+            return not self.ended
+        if serial <= first or (self.end_serial is not None and serial > self.end_serial):
+            return False
+        return self._before is None or not self._fits_before(frame.number, serial, first)
+
+    def ends_with(self, end: SeriesEnd) -> bool:
+        """Is this the end message of this series?"""
+        if self.start.series is not None and end.series is not None:
+            return end.series == self.start.series
+        if end.serial is not None and self.start.serial is not None:
+            return end.serial > self.start.serial and self.end_serial in (None, end.serial)
+        return not self.ended
+
+    def _fits_before(self, number: int, serial: int, first: int) -> bool:
+        """The streamer restarted and counts from 0 again: leftovers of its life before follow the old numbering."""
+        modules = self.start.modules
+        assert self._before is not None
+        return number == (serial - self._before - 1) // modules != (serial - first - 1) // modules
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def admit(self, frames: Sequence[Frame], worker: int) -> tuple[list[Record], list[Frame]]:
+        """Account for the frames: (what is to be written, what is not of this series)."""
+        tally, arrived = self.tallies[worker], time.time()
+        records: list[Record] = []
+        strangers: list[Frame] = []
+        for frame in frames:
+            if not self.owns(frame):
+                strangers.append(frame)
+                continue
+            self.messages += 1
+            if (wrong := self._mismatch(frame)) is not None:
+                self._refuse(frame, wrong, tally)
+                continue
+            self._enter(frame, frame.module, frame.data, records, tally, arrived)
+            for module, data in enumerate(frame.more, frame.module + 1):
+                self._enter(frame, module, data, records, tally, arrived)
+        self.last_arrival = time.monotonic()
+        return records, strangers
+
+    def _enter(
+        self, frame: Frame, module: int, data: Buffer, records: list[Record], tally: Tally, arrived: float
+    ) -> None:
+        """One frame or module: a record to be written, or a number in the books."""
+        verdict = self.ledger.see(frame.number, module)
+        if verdict is not Verdict.NEW:
+            self._count_unwanted(frame, verdict, tally)
+            return
+        self.latest = frame
+        if self.file is not None and not self.failure and not frame.discard:
+            serial = -1 if frame.serial is None else frame.serial
+            timestamp = nan if frame.timestamp is None else frame.timestamp
+            records.append(Record(frame.number, module, data, serial, timestamp, arrived))
+            return
+        tally.received += 1
+        tally.discarded += 1
+        if self.failure:
+            self.ledger.lose(frame.number, module)
+
+    def _mismatch(self, frame: Frame) -> str | None:
+        """What does not fit the series, with both values; the first frame tells what was not announced."""
+        layout = self.layout
+        if layout is None:
+            return self._learn(frame)
+        if frame.shape == layout.shape and frame.dtype == layout.dtype and frame.codec == layout.codec:
+            if len(frame.more) + frame.module < layout.modules:
+                return None
+            return f"modules {frame.module} to {frame.module + len(frame.more)}, the series has {layout.modules}"
+        return (
+            f"{_size(frame.shape)} {frame.dtype} {frame.codec}, "
+            f"the series has {_size(layout.shape)} {layout.dtype} {layout.codec}"
+        )
+
+    def _learn(self, frame: Frame) -> str | None:
+        start = self.start
+        shape, dtype = start.shape or frame.shape, start.dtype or frame.dtype
+        if start.codec is not None or start.dtype is None:
+            codec, dtype = stored(start.codec or frame.codec, dtype)
+        else:
+            codec = frame.codec
+        modules = max(start.modules, 1 + len(frame.more))
+        if modules != self.ledger.modules:
+            self.ledger = Ledger(start.nframes, modules)
+        self.layout = ImageLayout((shape[0], shape[1]), dtype, codec, modules)
+        if (wrong := self._mismatch(frame)) is not None:
+            self.layout = None
+        return wrong
+
+    def _refuse(self, frame: Frame, wrong: str, tally: Tally) -> None:
+        count = 1 + len(frame.more)
+        tally.received += count
+        tally.rejected += count
+        self.trouble("rejected", f"image {frame.number} refused: {wrong}")
+
+    def _count_unwanted(self, frame: Frame, verdict: Verdict, tally: Tally) -> None:
+        tally.received += 1
+        if verdict is Verdict.REPEATED:
+            tally.repeated += 1
+            self.trouble("repeated", f"image {frame.number} came more than once; the first was kept")
+        else:
+            tally.foreign += 1
+            if verdict is Verdict.FOREIGN:
+                announced = self.ledger.expected
+                limit = "far beyond those before" if announced is None else f"{announced} were announced"
+                self.trouble("beyond", f"image {frame.number} refused: {limit}")
+
+    def late(self, frame: Frame, worker_tally: Tally) -> None:
+        """A frame of this series that came after its end: counted, never written."""
+        for module in range(frame.module, frame.module + 1 + len(frame.more)):
+            worker_tally.received += 1
+            if self.ledger.see(frame.number, module) is Verdict.REPEATED:
+                worker_tally.repeated += 1
+            else:
+                worker_tally.foreign += 1
+
+    @property
+    def rejected(self) -> int:
+        """Frames refused so far."""
+        return self.troubles.get("rejected", (0, ""))[0]
+
+    def trouble(self, kind: str, sentence: str) -> None:
+        """Note an anomaly: counted, its first case in words."""
+        count, first = self.troubles.get(kind, (0, sentence))
+        self.troubles[kind] = count + 1, first
+
+    # --- the file ----------------------------------------------------------------------------------------------------
+
+    def write(self, records: Sequence[Record]) -> int:
+        """Bytes written; WriteError. Without the lock: several workers at a time."""
+        assert self.file is not None and self.layout is not None
+        if self.file.layout is None:
+            with self._defining:
+                if self.file.layout is None:
+                    self.file.define(self.layout)
+        return self.file.append(records)
+
+    def wrote(self, records: Sequence[Record], nbytes: int, worker: int, failure: str) -> None:
+        """Account for a batch that is on the disk, or (`failure`) is not."""
+        tally = self.tallies[worker]
+        tally.received += len(records)
+        if not failure:
+            tally.written += len(records)
+            tally.bytes += nbytes
+            return
+        tally.discarded += len(records)
+        self.failure = self.failure or failure
+        for record in records:
+            self.ledger.lose(record.frame, record.module)
+
+    def header(self, dataset: str) -> FileHeader:
+        return FileHeader(
+            series=self.id,
+            dataset=dataset,
+            nframes=self.start.nframes,
+            start_time=self.opened_at,
+            metadata=self.start.metadata,
+            filename=self.start.filename,
+        )
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one message's pixels, 0 while not known."""
+        layout = self.layout
+        return frame_bytes(self.start) if layout is None else layout.chunk_bytes
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def end(self, message: SeriesEnd, deadline: float) -> None:
+        self.ended, self.deadline = True, deadline
+        if message.serial is not None:
+            self.end_serial = message.serial
+
+    def stop(self, deadline: float) -> None:
+        self.stopped = True
+        self.deadline = deadline if self.deadline is None else min(self.deadline, deadline)
+
+    def due(self, now: float, quiet_for: float, stall_timeout: float) -> bool:
+        """Can it be closed now? `quiet_for` seconds since any socket gave a message."""
+        if not self.ready or self.closing or self.busy:
+            return False
+        if self.abandoned or self.ledger.all_came:
+            return True
+        if self.ended and self._everything_came():
+            return True
+        if self.deadline is not None and now >= self.deadline:
+            return True
+        if self.stopped:
+            return quiet_for >= QUIET
+        if stall_timeout and not self.ended and now - self.last_arrival >= stall_timeout:
+            self.abandoned = f"nothing came for {stall_timeout:g} s"
+            return True
+        return False
+
+    def _everything_came(self) -> bool:
+        """After the end message: is nothing on its way any more?"""
+        if self._sockets == 1 and self.end_serial is not None and self.start.serial is not None:
+            return self.messages >= self.end_serial - self.start.serial - 1
+        if self.ledger.expected is not None:
+            return self.ledger.all_came
+        return self.ledger.complete == self.ledger.highest + 1
+
+    def expected(self) -> int | None:
+        """Frames announced; else what the message numbers say; None: nobody said."""
+        if self.ledger.expected is not None:
+            return self.ledger.expected
+        if not self.ended:
+            return None
+        came = self.ledger.highest + 1
+        if self.end_serial is None or self.start.serial is None or self._sockets != 1:
+            return came
+        images = self.end_serial - self.start.serial - 1
+        if self.messages >= images:
+            return came
+        return max(came, min((images - self.ledger.repeated) // self.ledger.modules, came + ledgers.JUMP))
+
+    def close(self) -> Books:
+        """No frame is taken from here on; the final books."""
+        self.closing = self.ledger.closed = True
+        expected = self.expected()
+        self.missing = self.ledger.missing(expected)
+        total = Tally.sum(self.tallies)
+        return Books(
+            frames_expected=expected,
+            frames_received=self.ledger.complete,
+            missing=self.missing,
+            repeated=total.repeated,
+            rejected=total.rejected,
+            foreign=total.foreign,
+            end_time=time.time(),
+            end_reason=self.end_reason(),
+        )
+
+    def end_reason(self) -> str:
+        """ "complete", or a sentence."""
+        reason = self.failure or self.abandoned
+        if not reason and self.stopped and not self.ended and not self.ledger.all_came:
+            reason = "stopped"
+        missing = ledgers.total(self.missing)
+        if not missing:
+            return reason or "complete"
+        expected = self.expected()
+        of = f"{missing} of {expected}" if expected is not None else str(missing)
+        lost = f"{of} frames missing: {_ranges(self.missing)}"
+        return f"{reason}; {lost}" if reason else lost
+
+    def known_missing(self) -> int:
+        """Frames known lost so far; frames still on their way in another worker look like it for a moment."""
+        if self.closing:
+            return ledgers.total(self.missing)
+        return self.ledger.known_missing
+
+
+def frame_bytes(start: SeriesStart) -> int:
+    """Bytes of one message's pixels as announced, 0 when that was not said."""
+    if start.shape is None or start.dtype is None:
+        return 0
+    return prod(start.shape) * ITEMSIZE[start.dtype]
+
+
+def _modules_first(start: SeriesStart) -> SeriesStart:
+    """A shape of [modules, rows, columns] says how many modules there are."""
+    if start.shape is not None and len(start.shape) == 3:
+        return replace(start, modules=start.shape[0], shape=start.shape[1:])
+    return start
+
+
+def _announced_layout(start: SeriesStart) -> ImageLayout | None:
+    if start.shape is None or start.dtype is None or start.codec is None:
+        return None
+    codec, dtype = stored(start.codec, start.dtype)
+    return ImageLayout((start.shape[0], start.shape[1]), dtype, codec, start.modules)
+
+
+def _restarted_from(start: SeriesStart, previous: Series | None) -> int | None:
+    """Start number of the series before when the streamer counts from a lower number now; else None."""
+    if start.serial is None or previous is None or previous.start.serial is None:
+        return None
+    return previous.start.serial if previous.start.serial > start.serial else None
+
+
+def _size(shape: Sequence[Any]) -> str:
+    return " x ".join(str(n) for n in shape)
+
+
+def _ranges(ranges: ledgers.Ranges, most: int = 5) -> str:
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:most]]
+    return ", ".join(shown) + (f" and {len(ranges) - most} more gaps" if len(ranges) > most else "")

@@ -1,0 +1,179 @@
+"""A worker: one thread, one PULL socket; what it receives it decodes and brings to the reception, which writes it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import zmq
+
+from tangods_receiver.config import ReceiverConfig
+from tangods_receiver.errors import ConfigError, StreamError
+from tangods_receiver.protocol import Frame, Message, SeriesStart, stins
+from tangods_receiver.reception import Reception
+from tangods_receiver.series import frame_bytes
+from tangods_receiver.transforms import NEEDED, apply
+
+log = logging.getLogger(__name__)
+
+BATCH = 16  # messages taken together
+BATCH_BYTES = 4_000_000
+WAKE = 100  # ms between looks at the stop event
+SMALL_FRAME = 16_384  # bytes; between series there is room for `hwm_bytes` of frames of this size
+UNKNOWN_HWM = 256  # messages per connection at most in a series that does not say how large its frames are
+OVERHEAD = 1024  # bytes that libzmq and we need per message besides its payload
+RAISE_WATCH = 10  # ms
+DRAIN = 0.5  # s at most for what is already here when the engine stops
+START_LIMIT = 10.0  # s
+PARTS = 2048  # of one message; the rest is not kept
+DECODERS: dict[str, Callable[[list[zmq.Frame]], Message]] = {"stins": stins.decode}
+
+
+class Worker:
+    """`start` returns when the socket is there (ConfigError: it could not be made); `stop` and `join` end it."""
+
+    def __init__(self, index: int, config: ReceiverConfig, reception: Reception) -> None:
+        self._index = index
+        self._config = config
+        self._reception = reception
+        self._decode = DECODERS[config.protocol]
+        self._halt = threading.Event()
+        self._ready = threading.Event()
+        self._failure: Exception | None = None
+        self._idle_hwm = self._fitting(SMALL_FRAME)
+        self._frame_bytes = 0  # that the high-water mark was last set for
+        self._thread = threading.Thread(target=self._main, name=f"{config.name} worker {index}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        if not self._ready.wait(START_LIMIT):
+            raise ConfigError(f"worker {self._index}: no socket within {START_LIMIT:g} s")
+        if self._failure is not None:
+            raise ConfigError(f"{', '.join(self._config.endpoints)}: {self._failure}") from self._failure
+
+    def stop(self) -> None:
+        self._halt.set()
+
+    def join(self, limit: float) -> bool:
+        """False: it still hangs, in a call to the storage."""
+        self._thread.join(limit)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        context = zmq.Context(self._config.io_threads)
+        try:
+            with context.socket(zmq.PULL) as socket:
+                try:
+                    self._connect(socket)
+                except zmq.ZMQError as exc:
+                    self._failure = exc
+                    return
+                finally:
+                    self._ready.set()
+                self._loop(socket)
+        finally:
+            context.term()
+
+    def _connect(self, socket: zmq.Socket[bytes]) -> None:
+        socket.linger = 0
+        socket.rcvhwm = self._idle_hwm
+        socket.setsockopt(zmq.MAXMSGSIZE, 2 * stins.MAX_IMAGE)
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)  # a silent network must not look like a detector that waits
+        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+        for endpoint in self._config.endpoints:
+            socket.connect(endpoint)
+
+    def _loop(self, socket: zmq.Socket[bytes]) -> None:
+        reception, index = self._reception, self._index
+        drained_by = 0.0
+        while True:
+            try:
+                messages = self._receive(socket)
+                if messages:
+                    reception.reading(index, True)
+                    self._handle(socket, messages)
+                    del messages  # their memory, before the wait
+                if self._halt.is_set():
+                    drained_by = drained_by or time.monotonic() + DRAIN
+                    if not socket.poll(0) or time.monotonic() > drained_by:
+                        return
+                elif not socket.poll(0):
+                    reception.reading(index, False)
+                    if not socket.poll(WAKE):
+                        self._raise_hwm(socket)
+            except Exception as exc:  # the outermost loop: it becomes the state, and the socket is emptied on
+                log.exception("worker %d", index)
+                reception.fail(exc)
+                self._halt.wait(0.01)
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> list[list[zmq.Frame]]:
+        """What is there, up to a batch, without waiting. Header parts are small, pixels stay where zmq put them."""
+        messages: list[list[zmq.Frame]] = []
+        recv, size = socket.recv, 0
+        try:
+            while len(messages) < BATCH and size < BATCH_BYTES:
+                part = recv(zmq.NOBLOCK, False)
+                parts = [part]
+                while part.more:
+                    part = recv(0, False)
+                    if len(parts) < PARTS:
+                        parts.append(part)
+                    size += len(part)
+                messages.append(parts)
+        except zmq.Again:
+            pass
+        return messages
+
+    def _handle(self, socket: zmq.Socket[bytes], messages: list[list[zmq.Frame]]) -> None:
+        """In the order in which they came; frames that follow each other are taken together."""
+        reception, index = self._reception, self._index
+        frames: list[Frame] = []
+        refused: list[StreamError] = []
+        for parts in messages:
+            try:
+                message = self._decode(parts)
+                if type(message) is Frame:
+                    frames.append(apply(message) if message.codec in NEEDED else message)
+                    continue
+            except StreamError as exc:
+                refused.append(exc)
+                continue
+            reception.frames(index, frames)
+            frames = []
+            if isinstance(message, SeriesStart):
+                self._lower_hwm(socket, frame_bytes(message) or self._config.hwm_bytes // UNKNOWN_HWM)
+                reception.start(index, message)
+            elif not isinstance(message, Frame):
+                reception.end(index, message)
+        reception.frames(index, frames)
+        self._lower_hwm(socket, reception.frame_bytes)
+        if refused:
+            reception.malformed(index, len(refused), refused[0])
+
+    def _fitting(self, size: int) -> int:
+        """Messages of `size` bytes that fit into `hwm_bytes`."""
+        return max(2, self._config.hwm_bytes // (size + OVERHEAD))
+
+    def _lower_hwm(self, socket: zmq.Socket[bytes], size: int) -> None:
+        """The high-water mark counts messages per connection: hold it to what fits of frames of `size` bytes."""
+        if size and size != self._frame_bytes:
+            self._frame_bytes = size
+            if (fitting := self._fitting(size)) < socket.rcvhwm:
+                socket.rcvhwm = fitting
+
+    def _raise_hwm(self, socket: zmq.Socket[bytes]) -> None:
+        """Only in silence: libzmq does not wake a connection that was stopped at the old mark when the mark rises.
+
+        If messages come before the new mark is known to the connection, it may just have been stopped: with the old
+        mark again, reading them wakes it."""
+        size = self._reception.frame_bytes
+        old, new = socket.rcvhwm, self._fitting(size) if size else self._idle_hwm
+        if new > old:
+            socket.rcvhwm = new
+            self._frame_bytes = size
+            if socket.poll(RAISE_WATCH):
+                socket.rcvhwm = old
