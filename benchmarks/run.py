@@ -171,7 +171,7 @@ def ours(endpoint: str, size: Size, path: Path) -> list[str]:
             }
         )
     )
-    return [sys.executable, "-m", "tangods_detector.cli", "receive", str(config)]
+    return [str(Path(sys.executable).parent / "tangods-detector"), "receive", str(config)]
 
 
 def picture(size: Size, number: int) -> np.ndarray:
