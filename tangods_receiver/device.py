@@ -287,10 +287,9 @@ class StreamReceiver(Device):
         self._watcher.start()
 
     def _config(self) -> config.ReceiverConfig:
-        values = {key: getattr(self, name) for name, key in PROPERTIES.items()}
+        values = {key: stripped(getattr(self, name)) for name, key in PROPERTIES.items()}
         values["name"] = values["name"] or self.get_name()
-        values["http"] = "" if values["http"].strip().lower() == "none" else values["http"].strip()
-        values["endpoints"] = [line.strip() for line in values["endpoints"] if line.strip()]
+        values["http"] = "" if values["http"].lower() == "none" else values["http"]
         present = {key: value for key, value in values.items() if key not in ("root", "endpoints") or value}
         try:
             return config.make(present, "properties")
@@ -373,6 +372,13 @@ def status_text(now: stats.Snapshot) -> str:
         text += f". Series {now.closed}: {now.written} frames, {now.missing} missing"
         text += f", in {now.last_file}" if now.last_file else ""
     return f"{text}. {now.error}" if now.error else text
+
+
+def stripped(value: Any) -> Any:
+    """Without the blanks that people leave in properties; empty lines of a list are dropped."""
+    if isinstance(value, str):
+        return value.strip()
+    return [line.strip() for line in value if line.strip()] if isinstance(value, list | tuple) else value
 
 
 def in_property_names(text: str) -> str:
