@@ -42,7 +42,9 @@ from .seriesfile import write_all
 
 Progress = Callable[[int, int], None]  # done, total
 
+_NODE = 64 << 10  # no node or block of values is longer; its end may be zeros
 _WINDOW = 1 << 22  # bytes looked through at a time for the next record
+_SILENCE = 4 << 30  # bytes of zeros after which nothing more is expected (file systems that do not tell holes)
 _SHOWN = 20  # problems of one kind that are told one by one
 RECOVERED = "recovered: the writer was killed"
 
@@ -218,20 +220,31 @@ def _next_magic(fd: int, offset: int, size: int) -> int | None:
     magic = int.from_bytes(MAGIC, "little")
     if os.pread(fd, 4, offset) == MAGIC:  # the usual case: records lie behind each other
         return offset
-    while offset < size:
+    for begin, window in _windows(fd, offset, size):
+        words = np.frombuffer(window[: len(window) & -ALIGN], "<u4")[:: ALIGN // 4]
+        found = np.flatnonzero(words == magic)
+        if len(found):
+            return begin + int(found[0]) * ALIGN
+    return None
+
+
+def _windows(fd: int, offset: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """The bytes from `offset` on without the holes, each window at a multiple of 64; nothing after a long silence."""
+    silent = 0
+    while offset < size and silent < _SILENCE:
         try:
             offset = os.lseek(fd, offset, os.SEEK_DATA) & -ALIGN
         except OSError as exc:
             if exc.errno == errno.ENXIO:  # only a hole up to the end
-                return None
+                return
             raise
         window = os.pread(fd, _WINDOW, offset)
-        words = np.frombuffer(window[: len(window) & -ALIGN], "<u4")[:: ALIGN // 4]
-        found = np.flatnonzero(words == magic)
-        if len(found):
-            return offset + int(found[0]) * ALIGN
+        if window.count(0) == len(window):
+            silent += len(window)
+        else:
+            silent = 0
+            yield offset, window
         offset += _WINDOW
-    return None
 
 
 def _mend(fd: int, known: _Known, scan: _Scan) -> tuple[int, list[tuple[int, int]]]:
@@ -263,10 +276,11 @@ def _mend(fd: int, known: _Known, scan: _Scan) -> tuple[int, list[tuple[int, int
         end_time=_last_time(scan.headers, os.fstat(fd).st_mtime),
         end_reason=RECOVERED,
     )
-    for offset, data in missing_writes(places, missing, place):
-        write_all(fd, [data], offset)
-    for name, value in nexus.scalar_values(books).items():
-        write_all(fd, [value], places.scalars[name][0])
+    if not known.closed:  # else it was killed between the books and the true end: they are right
+        for offset, data in missing_writes(places, missing, place):
+            write_all(fd, [data], offset)
+        for name, value in nexus.scalar_values(books).items():
+            write_all(fd, [value], places.scalars[name][0])
     write_all(fd, [end.to_bytes(8, "little")], h5fields.END_OF_FILE)
     os.ftruncate(fd, end)
     os.fdatasync(fd)
@@ -281,17 +295,11 @@ def _push_horizon(fd: int, end: int) -> None:
 
 
 def _data_end(fd: int, scanned: int) -> int:
-    """Where the bytes of a sparse file end: behind all records, nodes and what was set aside for them."""
-    size, offset, last = os.fstat(fd).st_size, scanned, scanned
-    while offset < size:
-        try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA)
-            offset = last = os.lseek(fd, offset, os.SEEK_HOLE)
-        except OSError as exc:
-            if exc.errno != errno.ENXIO:
-                raise
-            break
-    return aligned(last)
+    """Where the bytes of a sparse file end: behind all records and all nodes of the index that is valid until now."""
+    last = scanned
+    for begin, window in _windows(fd, scanned, os.fstat(fd).st_size):
+        last = begin + len(window.rstrip(b"\0"))
+    return aligned(last) + _NODE
 
 
 def _last_time(headers: NDArray, otherwise: float) -> float:
@@ -395,11 +403,13 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
     received, expected = int(group["frames_received"][()]), int(group["frames_expected"][()])
     if received not in (len(frames), len(frames) - len(incomplete)):
         problems.append(f"frames_received is {received}, there are {len(frames)}")
-    listed = {n for first, last in group["frames_missing"][()] for n in range(int(first), int(last) + 1)}
-    gone = {n for first, last in _gaps(frames, expected if expected >= 0 else 0) for n in range(first, last + 1)}
-    if expected >= 0 and listed - set(incomplete.tolist()) != gone:
-        odd_numbers = sorted((listed - set(incomplete.tolist())) ^ gone)
-        problems.append(f"frames_missing does not fit the records: {_first(odd_numbers)}")
+    listed = [(int(first), int(last)) for first, last in group["frames_missing"][()]]
+    length = expected if expected >= 0 else int(frames[-1]) + 1 if len(frames) else 0
+    gone = _gaps(frames, length), _gaps(np.setdiff1d(frames, incomplete), length)
+    if listed not in gone:
+        problems.append(
+            f"frames_missing lists {_ranges_text(listed) or 'none'}, it is {_ranges_text(gone[0]) or 'none'}"
+        )
     return problems
 
 
