@@ -8,32 +8,66 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tangods_receiver/__init__.py").read_text()).group(1)
 
+BENCH = ["psutil", "rich"]
+TEST = [
+    "fabio",  # an independent CBF decoder
+    "h5grove",  # h5web's reader
+    "hypothesis",
+    "mypy==2.4.1",  # pinned: a new release may find something new
+    "nexusformat",
+    "pytest>=8",
+    "pytest-timeout",
+    "ruff==0.17.5",  # pinned: a new release may format differently
+    "silx",  # silx view's choice of the default plot; without its GUI
+    "types-PyYAML",
+]
+SETUPTOOLS = "setuptools<81"  # taurus and sardana still import pkg_resources
+
 setup(
     name="tangods-detector",
     version=VERSION,
+    description="Tango devices that control area detectors and write their image streams to HDF5/NeXus files",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="LGPL-3.0-or-later",
+    license_files=["LICENSE", "LICENSE.GPL"],
+    keywords="tango detector synchrotron zeromq hdf5 nexus",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering",
+    ],
     packages=find_packages(include=["tangods_detector*", "tangods_receiver*"]),
     python_requires=">=3.10",
     install_requires=[
-        "pytango==10.3.1",
-        "pytango-db==0.9.0",
-        "numpy",
-        "h5py>=3.16",
-        "hdf5plugin",
-        "bitshuffle",
-        "pyzmq",
-        "orjson",
-        "pydantic>=2",
-        "PyYAML",
-        "fastapi",
-        "uvicorn",
-        "httpx",
+        "bitshuffle>=0.5.2",
         "click",
-        "rich",
-        "fabio",
+        "fastapi",
+        "h5py>=3.16",  # earlier ones let two threads into HDF5 at once
+        "hdf5plugin",
+        "httpx",
+        "numpy",
+        "orjson",
         "pillow",
-        "setuptools<81",
+        "pydantic>=2",
+        "pytango==10.3.1",
+        "pytango-db==0.9.0",  # the demo's database
+        "PyYAML",
+        "pyzmq",
+        "rich",
+        "uvicorn",
     ],
+    extras_require={
+        "bench": BENCH,
+        "gui": ["PyQt5==5.15.11", "silx[full-no-qt]==3.1.3", "taurus==5.4.1", "taurus_pyqtgraph==0.9.9", SETUPTOOLS],
+        "itango": ["itango==0.3.0"],
+        "sardana": ["sardana==3.7.1", SETUPTOOLS],
+        "test": [*TEST, *BENCH],
+    },
     entry_points={
+        # Starter finds a server by the name of its process: script name = server name = class name
         "console_scripts": [
             "Detector = tangods_detector.device:main",
             "StreamReceiver = tangods_receiver.device:main",

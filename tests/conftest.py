@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ["TANGO_HOST"] = "127.0.0.1:1"  # nobody there: a test that forgets its database must not find a real one
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # our console scripts
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 faulthandler.enable(file=sys.__stderr__)
 # Shared machines stall: a slow example is not a failure. print_blob: a failure can be repeated elsewhere.

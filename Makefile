@@ -1,0 +1,51 @@
+# make demo: see it work.  make test: the whole suite.  Both make their own virtual environment, .venv.
+# make demo ARGS="--keep", make test ARGS="-k ledger", make bench ARGS="--quick" pass options on.
+SHELL := /bin/bash
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHON
+ENV_SOURCES := setup.py pyproject.toml resources/constraints.txt resources/make-env
+ARGS ?=
+
+.PHONY: help demo test check soak bench lint format clean env-demo env-test apt-test apt-bench
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: check (fast tests), soak, bench, lint, format, clean"
+
+demo: .venv/.demo  ## one acquisition through a real Tango database and both devices
+	@tangods-detector demo $(ARGS)
+
+test: .venv/.test apt-test lint  ## everything but the soak tests
+	@python -m pytest $(ARGS)
+
+check: .venv/.test  ## the fast part, without device servers of their own
+	@python -m pytest -q -m "not slow and not system and not soak" $(ARGS)
+
+soak: .venv/.test apt-test  ## minutes to hours
+	@python -m pytest -m soak --timeout 0 $(ARGS)
+
+bench: .venv/.test apt-bench  ## side by side with C programs and others, in one run
+	@python benchmarks/run.py $(ARGS)
+
+lint: .venv/.test
+	@ruff format --check . && ruff check . && mypy
+
+format: .venv/.test
+	@ruff format . && ruff check --fix .
+
+.venv/.demo: $(ENV_SOURCES)
+	@resources/make-env itango $@
+
+.venv/.test: $(ENV_SOURCES)
+	@resources/make-env itango,test $@
+
+apt-test:
+	@resources/install-apt test
+
+apt-bench:
+	@resources/install-apt bench
+
+clean:  ## all that make has made, the virtual environment included
+	rm -rf .venv .venv.lock build dist *.egg-info benchmarks/build var
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
