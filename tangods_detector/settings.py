@@ -12,7 +12,11 @@ from tangods_receiver.errors import ConfigError
 
 
 class TriggerMode(str, enum.Enum):
-    """Who starts an exposure. The names are those that MAX IV's and Dectris' users know."""
+    """Who starts an exposure. The names are those that MAX IV's and Dectris' users know.
+
+    INTERNAL: the detector itself, all frames one after the other. SOFTWARE: each SoftwareTrigger gives
+    nFramesPerTrigger frames. EXTERNAL_SINGLE: one edge starts all frames. EXTERNAL_MULTI: each edge gives
+    nFramesPerTrigger frames. EXTERNAL_GATE: each gate is one exposure, as long as the gate."""
 
     INTERNAL = "INTERNAL"
     SOFTWARE = "SOFTWARE"
@@ -67,10 +71,27 @@ class Settings:
         """Frames of the whole series."""
         return self.n_triggers * self.n_frames_per_trigger
 
+    @property
+    def n_starts(self) -> int:
+        """Triggers, edges or gates that the whole series takes; 0 when nobody has to send any."""
+        if self.trigger_mode is TriggerMode.INTERNAL:
+            return 0
+        if self.trigger_mode is TriggerMode.EXTERNAL_SINGLE:
+            return 1
+        if self.trigger_mode is TriggerMode.EXTERNAL_GATE:
+            return self.n_frames
+        return self.n_triggers
+
+    @property
+    def frames_per_start(self) -> int:
+        """Frames that follow one trigger, edge or gate."""
+        return self.n_frames // max(1, self.n_starts)
+
 
 @dataclass(frozen=True)
 class Series:
-    """One Arm: what is recorded and where; `filename` "" means no file, `live` runs until it is stopped."""
+    """One Arm: what is recorded and where; `filename` "" means no file, `live` runs until it is stopped;
+    `overwrite` True: an existing file may be replaced."""
 
     id: int
     settings: Settings
@@ -79,6 +100,7 @@ class Series:
     label: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     live: bool = False
+    overwrite: bool = False
 
     @property
     def n_frames(self) -> int | None:

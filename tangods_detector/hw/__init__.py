@@ -1,1 +1,35 @@
 """Backends by name. Outside this package the `Backend` property also takes `package.module:Class`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from tangods_receiver.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tangods_detector.hw.base import Backend
+
+BACKENDS = {
+    "simulator": "tangods_detector.hw.simulator:Simulator",
+}
+
+
+def load_backend(name: str) -> type[Backend]:
+    """The backend's class; it is imported here and not before. ConfigError says what can be given."""
+    from tangods_detector.hw.base import Backend
+
+    target = BACKENDS.get(name.strip().lower(), name.strip())
+    module, colon, attribute = target.partition(":")
+    if not (module and colon and attribute):
+        raise ConfigError(
+            f"Backend: {name!r} is not known; set the property to one of {', '.join(sorted(BACKENDS))}, "
+            "or to package.module:Class"
+        )
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigError(f"Backend: {target} cannot be loaded: {exc}") from exc
+    if not (isinstance(cls, type) and issubclass(cls, Backend)):
+        raise ConfigError(f"Backend: {target} is not a tangods_detector.hw.base.Backend")
+    return cls

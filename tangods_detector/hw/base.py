@@ -1,4 +1,4 @@
-"""What a kind of detector must offer: eleven methods and three class attributes."""
+"""What a kind of detector must offer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 from tangods_detector.settings import Series, Settings, TriggerMode
 
@@ -23,12 +25,14 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True)
 class Status:
-    """Cheap to get, asked often. `frames` acquired and handed to the stream in this series; `triggers` accepted."""
+    """Cheap to get, asked often. `frames` acquired and handed to the stream in this series; `triggers` accepted;
+    `blocked` True while a frame waits because the receiver takes none (back-pressure, not a fault of the hardware)."""
 
     phase: Phase
     frames: int = 0
     triggers: int = 0
     message: str = ""
+    blocked: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,3 +119,8 @@ class Backend(ABC):
     @abstractmethod
     def endpoints(self) -> list[str]:
         """Where the stream can be pulled from."""
+
+    def frame_bytes(self, settings: Settings) -> int:
+        """Bytes that one frame will take in the file, roughly; less than the pixels when the stream is compressed."""
+        (rows, columns), dtype = self.image_format(settings)
+        return rows * columns * np.dtype(dtype).itemsize
