@@ -36,12 +36,16 @@ def refusal(root: Path, filename: str, nbytes: int = 0) -> str:
 
 
 def _obstacle(path: Path, nbytes: int) -> str:
-    if os.path.lexists(path):
-        return f"{path}: exists; choose another name, existing files are never touched"
     directory = path.parent
     if not directory.is_dir():
-        what = "is not a directory" if directory.exists() else "does not exist; create it"
-        return f"{path}: the directory {directory} {what}, or choose another"
+        if directory.exists():
+            return f"{path}: {directory} is not a directory; choose another"
+        return f"{path}: the directory {directory} does not exist; create it, or choose another"
+    try:
+        os.lstat(path)
+        return f"{path}: exists; choose another name, existing files are never touched"
+    except FileNotFoundError:
+        pass
     if not os.access(directory, os.W_OK | os.X_OK):
         return f"{path}: no permission to write in {directory}; change it or choose another directory"
     room = os.statvfs(directory)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 
 from tangods_receiver import destination
 from tangods_receiver.config import ReceiverConfig
-from tangods_receiver.errors import DaqError, StreamError, WriteError
+from tangods_receiver.errors import DaqError, StreamError
 from tangods_receiver.ledger import total
 from tangods_receiver.live import Live
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart
-from tangods_receiver.records import Record
+from tangods_receiver.records import Books, Record
 from tangods_receiver.series import Series
 from tangods_receiver.seriesfile import SeriesFile
 from tangods_receiver.stats import Snapshot, Tally
@@ -205,11 +205,11 @@ class Reception:
     def commit(self) -> None:
         """Make what was written readable."""
         series = self._open
-        if series is None or series.file is None or series.file.layout is None or series.failure:
+        if series is None or series.file is None or series.file.layout is None:
             return
         try:
             series.file.commit()
-        except WriteError as exc:
+        except DaqError as exc:
             with self._changed:
                 series.failure = series.failure or str(exc)
                 self._fail(str(exc))
@@ -223,12 +223,7 @@ class Reception:
             if series is None or not series.due(now, quiet_for, self._config.stall_timeout):
                 return False
             books = series.close()
-        failure = ""
-        try:
-            if series.file is not None:
-                series.file.close(books)
-        except WriteError as exc:
-            failure = str(exc)
+        failure = self._close_file(series, books)
         self._log_close(series)
         with self._changed:
             self._judge(series, failure)
@@ -244,6 +239,20 @@ class Reception:
         if series.file is not None:
             self._sync(series.file)
         return True
+
+    @staticmethod
+    def _close_file(series: Series, books: Books) -> str:
+        """A sentence when that failed."""
+        if series.file is None:
+            return ""
+        try:
+            series.file.close(books)
+        except DaqError as exc:
+            return str(exc)
+        except Exception as exc:  # whatever it was, the series is over
+            log.exception("series %d", series.id)
+            return f"{series.file.path}: not closed ({type(exc).__name__}: {exc}); see the log"
+        return ""
 
     # --- a start -----------------------------------------------------------------------------------------------------
 
@@ -299,8 +308,11 @@ class Reception:
             if obstacle := destination.refusal(root, start.filename):
                 return obstacle
             series.file = SeriesFile.create(path, series.header(self._config.dataset), series.layout)
-        except WriteError as exc:
+        except DaqError as exc:
             return str(exc)
+        except Exception as exc:  # whatever it was, the series must not stay half open
+            log.exception("series %d", series.id)
+            return f"{start.filename}: not created ({type(exc).__name__}: {exc}); see the log"
         return ""
 
     # --- frames ------------------------------------------------------------------------------------------------------
@@ -321,14 +333,15 @@ class Reception:
         return strangers
 
     def _write(self, series: Series, worker: int, records: Sequence[Record]) -> None:
-        nbytes, failure = 0, "writing was interrupted"
+        failure = "writing was interrupted"
         try:
-            nbytes, failure = series.write(records), ""
-        except WriteError as exc:
+            series.write(records)
+            failure = ""
+        except DaqError as exc:
             failure = str(exc)
         finally:
             with self._changed:
-                series.wrote(records, nbytes, worker, failure)
+                series.wrote(records, worker, failure)
                 series.busy -= 1
                 if failure:
                     self._fail(failure)
@@ -370,12 +383,11 @@ class Reception:
     def _refuse(self, worker: int, frames: Sequence[Frame]) -> None:
         """Frames without a series: leftovers are counted and forgotten, others are an error of the sender."""
         tally = self._tallies[worker]
+        over = self._open or self._last
         for frame in frames:
-            for series in (self._open, self._last):
-                if series is not None and series.closing and series.owns(frame):
-                    series.late(frame, tally)
-                    self._anomaly("late", f"image {frame.number} came after the end of series {series.id}")
-                    break
+            if over is not None and over.closing and over.owns(frame):
+                over.late(frame, tally)
+                self._anomaly("late", f"image {frame.number} came after the end of series {over.id}")
             else:
                 count = 1 + len(frame.more)
                 tally.received += count

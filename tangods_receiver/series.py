@@ -194,22 +194,22 @@ class Series:
 
     # --- the file ----------------------------------------------------------------------------------------------------
 
-    def write(self, records: Sequence[Record]) -> int:
-        """Bytes written; WriteError. Without the lock: several workers at a time."""
+    def write(self, records: Sequence[Record]) -> None:
+        """WriteError. Without the lock: several workers at a time."""
         assert self.file is not None and self.layout is not None
         if self.file.layout is None:
             with self._defining:
                 if self.file.layout is None:
                     self.file.define(self.layout)
-        return self.file.append(records)
+        self.file.append(records)
 
-    def wrote(self, records: Sequence[Record], nbytes: int, worker: int, failure: str) -> None:
+    def wrote(self, records: Sequence[Record], worker: int, failure: str) -> None:
         """Account for a batch that is on the disk, or (`failure`) is not."""
         tally = self.tallies[worker]
         tally.received += len(records)
         if not failure:
             tally.written += len(records)
-            tally.bytes += nbytes
+            tally.bytes += sum(len(record.data) for record in records)
             return
         tally.discarded += len(records)
         self.failure = self.failure or failure

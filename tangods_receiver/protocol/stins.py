@@ -31,6 +31,7 @@ ITEMSIZE = {
 CODECS = ("none", "bslz4", "cbf")
 MAX_IMAGE = 1 << 30  # bytes of one image; a chunk of an HDF5 file must stay below 4 GiB, and nobody has more
 MAX_NUMBER = (1 << 63) - 1  # what a file can hold
+MAX_FRAMES = 1 << 40  # of a series
 MAX_MODULES = 1024
 BSLZ4_HEADER = 12  # u64 BE bytes of the image, u32 BE bytes of a block
 
@@ -63,6 +64,9 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
     modules = _count(head, "modules")
     if modules is not None and not 1 <= modules <= MAX_MODULES:
         raise StreamError(f"start message: modules is {modules}, not 1 to {MAX_MODULES}")
+    nframes = _count(head, "nframes")
+    if nframes is not None and nframes > MAX_FRAMES:
+        raise StreamError(f"start message: nframes is {nframes}, more than {MAX_FRAMES}")
     if shape is not None:
         shape = _shape(shape)
         _image_bytes(shape, dtype if dtype is not None else "uint8")
@@ -72,7 +76,7 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
         filename=filename,
         serial=_count(head, "msg_number"),
         series=_count(head, "series"),
-        nframes=_count(head, "nframes"),
+        nframes=nframes,
         shape=shape,
         dtype=dtype,
         codec=None if codec is None else _codec(codec),

@@ -1,0 +1,662 @@
+"""The engine with real sockets and real files: every fault a stream can have, and how the series ends."""
+
+import os
+import threading
+
+import psutil
+import pytest
+import zmq
+
+from tangods_receiver import config
+from tangods_receiver.engine import Engine
+from tangods_receiver.errors import ConfigError, WriteError
+from tangods_receiver.protocol import stins
+from tangods_receiver.seriesfile import SeriesFile
+from tangods_receiver.source import Worker
+from tests.receiver.streaming import (
+    SHAPE,
+    Sender,
+    balanced,
+    holds,
+    image,
+    read,
+    running,
+    wait_closed,
+    wait_opened,
+)
+from tests.waiting import wait_for
+
+
+@pytest.fixture
+def sender():
+    with Sender() as sender:
+        yield sender
+
+
+@pytest.fixture
+def engine(tmp_path, sender):
+    with running(tmp_path, sender.endpoint) as engine:
+        yield engine
+
+
+def state(engine, wanted):
+    return wait_for(lambda: engine.snapshot().state == wanted, what=f"state {wanted}: {engine.snapshot()}")
+
+
+# --- good series -----------------------------------------------------------------------------------------------------
+
+
+def test_announced_series_closes_with_its_last_frame_without_an_end_message(tmp_path, sender, engine, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "a.h5"
+    sender.start(path, series=4, nframes=50, shape=SHAPE, dtype="uint16", codec="none", metadata={"exptime": 0.1})
+    wait_opened(engine, 4)
+    assert engine.snapshot().state == "running" and engine.snapshot().file == str(path)
+    sender.frames(range(50))
+    s = wait_closed(engine, 4)
+    assert (s.state, s.received, s.written, s.missing, s.error) == ("idle", 50, 50, 0, "")
+    assert s.bytes == 50 * image(0).nbytes and s.last_file == str(path) and s.file == ""
+    assert holds(path, range(50))
+    messages = [r.message for r in caplog.records if r.levelname == "INFO" and r.message.startswith("series")]
+    assert messages[0] == f"series 4 opened {path}"
+    assert messages[1].startswith(f"series 4 closed {path}: 50 frames, 0 missing, 0 repeated, ")
+    assert messages[1].endswith(" MB/s") and len(messages) == 2
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_the_end_message_of_a_complete_series_is_no_error(tmp_path, sender, engine):
+    for series in (1, 2):
+        sender.start(tmp_path / f"{series}.h5", series=series, nframes=2)
+        sender.frames(range(2))
+        sender.end()
+        assert wait_closed(engine, series).state == "idle"
+    sender.start(tmp_path / "3.h5", series=3, nframes=0)
+    assert wait_closed(engine, 3).error == ""
+
+
+def test_unannounced_series_closes_with_the_end_message(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5")
+    sender.frames(range(20))
+    wait_for(lambda: engine.snapshot().written == 20)
+    assert engine.snapshot().state == "running"
+    sender.end()
+    s = wait_closed(engine, 1)
+    assert (s.state, s.written, s.expected) == ("idle", 20, None)
+    assert holds(tmp_path / "a.h5", range(20))
+
+
+def test_stream_without_numbers(tmp_path, sender, engine):
+    """The public Pilatus streamer sends no msg_number."""
+    sender.parts(stins.encode_start(str(tmp_path / "a.h5")))
+    for number in (0, 1, 3):
+        sender.frame(number, serial=None)
+    sender.parts(stins.encode_end())
+    s = wait_closed(engine, 1)
+    assert (s.written, s.missing, s.state) == (3, 1, "idle") and "2" in s.error
+    assert holds(tmp_path / "a.h5", (0, 1, 3))
+    sender.frame(0, serial=None)  # after the end: of no series
+    state(engine, "error")
+    assert balanced(engine).foreign == 1
+
+
+def test_stream_without_numbers_on_several_sockets_is_refused(tmp_path, sender):
+    with running(tmp_path, sender.endpoint, workers=2) as engine:
+        sender.parts(stins.encode_start(str(tmp_path / "a.h5")))
+        state(engine, "error")
+        assert "workers: 1" in engine.snapshot().error and not (tmp_path / "a.h5").exists()
+        sender.frame(0, serial=None)
+        wait_for(lambda: engine.snapshot().received == 1)
+        assert balanced(engine).discarded == 1
+
+
+def test_no_file_when_none_is_wanted(tmp_path, sender, engine):
+    sender.start("", series=1, nframes=3)
+    sender.frames(range(3))
+    s = wait_closed(engine, 1)
+    assert (s.received, s.written, s.discarded, s.missing, s.state) == (3, 0, 3, 0, "idle")
+    sender.start(tmp_path / "a.h5", series=2, nframes=3, metadata={"save_raw": False})
+    sender.frames((0, 2))
+    sender.end()
+    s = wait_closed(engine, 2)
+    assert (s.received, s.discarded, s.missing, s.state) == (2, 2, 1, "idle")
+    assert list(tmp_path.iterdir()) == []
+    last = engine.last_frame()
+    assert (last.number, last.series) == (2, 2) and (last.array == image(2)).all()
+
+
+def test_discarded_frames_are_counted_and_not_stored(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=4)
+    sender.frame(0)
+    sender.frame(1, discard=True)
+    sender.frames((2, 3))
+    s = wait_closed(engine, 1)
+    assert (s.written, s.discarded, s.missing, s.error) == (3, 1, 0, "")
+    assert holds(tmp_path / "a.h5", (0, 2, 3))
+
+
+def test_zero_frames(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=0, shape=SHAPE, dtype="uint16", codec="none")
+    assert wait_closed(engine, 1).state == "idle"
+    sender.end()
+    sender.start(tmp_path / "b.h5", series=2)
+    sender.end()
+    s = wait_closed(engine, 2)
+    assert (s.state, s.missing, s.error) == ("idle", 0, "")
+    assert holds(tmp_path / "a.h5", [])
+
+
+def test_modules_one_message_each_and_all_in_one(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=3, shape=SHAPE, dtype="uint16", codec="none", modules=2)
+    for number in range(3):
+        for module in (1, 0):
+            if (number, module) != (1, 0):
+                sender.frame(number, image(10 * number + module), module=module)
+    sender.end()
+    s = wait_closed(engine, 1)
+    assert (s.written, s.missing) == (5, 1)
+    data, _ = read(tmp_path / "a.h5")
+    assert data.shape == (3, 2, *SHAPE) and (data[2, 1] == image(21)).all() and (data[1, 1] == image(11)).all()
+
+    sender.start(tmp_path / "b.h5", series=2)  # as a Lambda does
+    for number in range(3):
+        head = stins.encode_frame_header(
+            number, (4, *SHAPE), "uint16", "none", sender.serial, series=2, chunks=[1, *SHAPE]
+        )
+        sender.parts([head, *(image(10 * number + module).tobytes() for module in range(4))])
+    sender.end()
+    s = wait_closed(engine, 2)
+    assert (s.written, s.missing, s.state) == (12, 0, "idle")
+    data, _ = read(tmp_path / "b.h5")
+    assert data.shape == (3, 4, *SHAPE) and (data[2, 3] == image(23)).all()
+    assert engine.last_frame().array.shape == (4, *SHAPE)
+
+
+# --- lost, repeated, reordered, foreign ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("series", [7, None])
+def test_lost_repeated_and_reordered_frames(tmp_path, sender, engine, series, caplog):
+    sender.start(tmp_path / "a.h5", series=series, nframes=10)
+    sender.frames((1, 0, 2, 2, 5, 4))
+    sender.lose()
+    sender.frames((9, 7, 8, 9))
+    sender.end()
+    s = wait_closed(engine, series or 1)
+    assert (s.state, s.received, s.written, s.repeated, s.missing) == ("idle", 10, 8, 2, 2)
+    assert "2 of 10 frames missing: 3, 6" in s.error
+    assert holds(tmp_path / "a.h5", (0, 1, 2, 4, 5, 7, 8, 9))
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1 and "2 repeated" in warnings[0]
+
+
+def test_last_frames_lost_without_announced_number(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5")
+    sender.frames(range(5))
+    sender.lose(3)
+    sender.end()
+    s = wait_closed(engine, 1)
+    assert (s.written, s.missing, s.state) == (5, 3, "idle")
+    assert holds(tmp_path / "a.h5", range(5), length=8)
+
+
+def test_first_of_repeated_frames_is_kept(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=2)
+    sender.frame(0)
+    sender.frame(0, image(99))
+    sender.frame(1)
+    assert wait_closed(engine, 1).repeated == 1
+    assert holds(tmp_path / "a.h5", range(2))
+    sender.frame(1)  # after the series was closed: still a repetition
+    wait_for(lambda: engine.snapshot().repeated == 2)
+    assert balanced(engine).state == "idle"
+
+
+def test_all_that_was_sent_came_though_less_than_announced(tmp_path, sender):
+    """Triggers that were not given: nothing is on its way, so nobody waits for it."""
+    with running(tmp_path, sender.endpoint, end_timeout=60) as engine:
+        sender.start(tmp_path / "a.h5", nframes=10)
+        sender.frames(range(4))
+        sender.end()
+        assert wait_closed(engine, 1).missing == 6
+
+
+@pytest.mark.parametrize("series", [(1, 2), (None, None)])
+def test_leftovers_of_a_stopped_series(tmp_path, sender, engine, series):
+    sender.start(tmp_path / "a.h5", series=series[0], nframes=10)
+    sender.frames(range(3))
+    wait_for(lambda: engine.snapshot().written == 3)
+    engine.stop()
+    s = wait_closed(engine, 1)
+    assert (s.state, s.missing) == ("idle", 7) and "stopped" in s.error
+    sender.frames(range(3, 6))
+    wait_for(lambda: engine.snapshot().foreign == 3)
+    assert balanced(engine).state == "idle"
+    old = sender.serial - 1
+    sender.end()
+    sender.start(tmp_path / "b.h5", series=series[1], nframes=4)
+    sender.frame(2, image(99), series=series[0], serial=old)
+    sender.frames(range(4))
+    s = wait_closed(engine, 2)
+    assert (s.state, s.written, s.foreign, s.error) == ("idle", 4, 1, "")
+    assert holds(tmp_path / "a.h5", range(3), length=10) and holds(tmp_path / "b.h5", range(4))
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_streamer_restarts_and_counts_from_0(tmp_path, sender, engine, with_ids):
+    sender.serial = 500
+    sender.start(tmp_path / "a.h5", series=1 if with_ids else None, nframes=10)
+    sender.frames(range(5))
+    wait_for(lambda: engine.snapshot().written == 5)
+    sender.serial = 0
+    sender.start(tmp_path / "b.h5", series=2 if with_ids else None, nframes=10)
+    wait_opened(engine, 2)
+    for number in range(5, 8):  # what its life before had left in a buffer
+        sender.frame(number, image(99), serial=501 + number, series=1 if with_ids else None)
+    sender.serial = 1
+    sender.frames(range(10))
+    s = wait_closed(engine, 2)
+    assert (s.written, s.foreign, s.missing) == (10, 3, 0)
+    assert holds(tmp_path / "b.h5", range(10)) and holds(tmp_path / "a.h5", range(5), length=10)
+
+
+def test_late_joiner(tmp_path, sender, engine):
+    """The receiver was started in mid-series: nothing is invented, the next series is good."""
+    sender.series = 8
+    sender.frames(range(5, 8))
+    sender.end()
+    wait_for(lambda: engine.snapshot().received == 4)
+    s = balanced(engine)
+    assert (s.state, s.foreign, s.rejected) == ("error", 3, 1) and "start message" in s.error
+    sender.start(tmp_path / "a.h5", series=9, nframes=1)
+    sender.frame(0)
+    assert wait_closed(engine, 9).state == "idle"
+
+
+def test_end_without_start(engine, sender):
+    sender.end()
+    state(engine, "error")
+    assert "without a start" in engine.snapshot().error
+    assert balanced(engine).rejected == 1
+    engine.reset()
+    assert engine.snapshot().state == "idle" and engine.snapshot().error == ""
+
+
+def test_frames_beyond_the_announced(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=3)
+    sender.frames((0, 3, 1_000_000_000_000, 1, 2))
+    s = wait_closed(engine, 1)
+    assert (s.written, s.foreign, s.missing) == (3, 2, 0)
+    assert holds(tmp_path / "a.h5", range(3))
+
+
+# --- bad messages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b""],
+        [b"\xff\x00"],
+        [b"not JSON", b"x"],
+        [b"[1]"],
+        [b"{}"],
+        [b'{"htype":"image"}', bytes(120)],
+        [b'{"htype":"image","frame":-1,"shape":[6,10],"type":"uint16","compression":"none"}', bytes(120)],
+        [b'{"htype":"image","frame":true,"shape":[6,10],"type":"uint16","compression":"none"}', bytes(120)],
+        [b'{"htype":"image","frame":1,"shape":[6,10],"type":"uint16","compression":"none","series":1}', bytes(119)],
+        [b'{"htype":"image","frame":1,"shape":[6,10],"type":"uint16","compression":"none","series":1}'],
+        [b'{"htype":"image","frame":1,"shape":[6,10],"type":"uint16","compression":"bslz4","series":1}', bytes(120)],
+        [b'{"htype":"image","frame":1,"shape":[2000000000,2000000000],"type":"uint16","series":1}', bytes(120)],
+        [b'{"htype":"image","frame":1,"shape":[6,10],"type":"uint16","compression":"cbf","series":1}', bytes(120)],
+        [b'{"htype":"image","frame":1,"shape":[6,10],"type":"uint32","compression":"none","series":1}', bytes(240)],
+        [b'{"htype":"image","frame":1,"shape":[10,6],"type":"uint16","compression":"none","series":1}', bytes(120)],
+        [b'{"htype":"header","filename":5}'],
+        [b'{"htype":"series_end","msg_number":"x"}'],
+    ],
+)
+def test_malformed_message_is_refused_and_the_others_are_written(tmp_path, sender, engine, parts):
+    sender.start(tmp_path / "a.h5", series=1, nframes=3)
+    sender.frame(0)
+    sender.parts(parts)
+    sender.frames((1, 2))
+    s = wait_closed(engine, 1)
+    assert (s.state, s.written, s.rejected, s.missing) == ("error", 3, 1, 0) and s.error
+    assert holds(tmp_path / "a.h5", range(3))
+    sender.start(tmp_path / "b.h5", series=2, nframes=1)
+    sender.frame(0)
+    s = wait_closed(engine, 2)
+    assert (s.state, s.error, s.rejected) == ("idle", "", 0)
+
+
+def test_refusal_names_both_shapes(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=2)
+    sender.frames((0,))
+    sender.frame(1, image(1, (8, 8), "uint32"))
+    sender.end()
+    s = wait_closed(engine, 1)
+    assert "8 x 8 uint32 none" in s.error and "6 x 10 uint16 none" in s.error
+    assert (s.state, s.missing) == ("error", 1)
+
+
+def test_message_of_very_many_parts(tmp_path, sender, engine):
+    sender.parts([b'{"htype":"image","frame":0,"shape":[2,2],"type":"uint8"}'] + [b"x"] * 5000)
+    wait_for(lambda: engine.snapshot().rejected == 1)
+    assert "parts" in balanced(engine).error
+
+
+# --- starts and ends -------------------------------------------------------------------------------------------------
+
+
+def test_two_starts(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=10)
+    sender.frames(range(4))
+    sender.start(tmp_path / "b.h5", series=2, nframes=3)
+    wait_opened(engine, 2)
+    assert holds(tmp_path / "a.h5", range(4), length=10)
+    sender.frames(range(3))
+    assert wait_closed(engine, 2).state == "idle"
+    assert holds(tmp_path / "b.h5", range(3))
+
+
+def test_two_starts_say_so(tmp_path, sender, engine, caplog):
+    (tmp_path / "b.h5").touch()
+    sender.start(tmp_path / "a.h5", series=1, nframes=10)
+    sender.frames(range(4))
+    sender.start(tmp_path / "b.h5", series=2, nframes=3)  # cannot be opened, so the first failure stays to be seen
+    wait_for(lambda: engine.snapshot().closed == 1)
+    wait_for(lambda: engine.snapshot().series == 2)
+    assert "new series began" in engine.snapshot().error and engine.snapshot().state == "error"
+    assert "new series began" in str(read(tmp_path / "a.h5")[1])
+
+
+def test_stall_timeout_closes_a_series_without_end(tmp_path, sender):
+    with running(tmp_path, sender.endpoint, stall_timeout=0.3) as engine:
+        sender.start(tmp_path / "a.h5", series=1, nframes=10)
+        sender.frames(range(4))
+        s = wait_closed(engine, 1)
+        assert (s.state, s.missing) == ("error", 6) and "nothing came for 0.3 s" in s.error
+        assert holds(tmp_path / "a.h5", range(4), length=10)
+
+
+def test_without_end_it_stays_open_until_stopped(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=10)
+    sender.frames(range(4))
+    wait_for(lambda: engine.snapshot().written == 4)
+    engine.stop(7)  # another series: nothing happens
+    threading.Event().wait(0.5)
+    assert engine.snapshot().state == "running"
+    engine.stop(1)
+    assert wait_closed(engine, 1).missing == 6
+
+
+@pytest.mark.parametrize("frames", [0, 3])
+def test_stop_is_harmless_in_every_state(tmp_path, sender, engine, frames):
+    engine.stop()
+    engine.stop(5)
+    sender.start(tmp_path / "a.h5", series=1)
+    engine.stop()  # may come before, while or after the file is opened
+    wait_opened(engine, 1)
+    sender.frames(range(frames))
+    engine.stop()
+    engine.stop(1)
+    wait_closed(engine, 1)
+    engine.stop(1)
+    engine.stop()
+    sender.start(tmp_path / "b.h5", series=2, nframes=2)
+    sender.frames(range(2))
+    assert wait_closed(engine, 2).state == "idle"
+
+
+def test_stop_takes_what_is_on_its_way(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=100_000)
+    wait_opened(engine, 1)
+    sender.frames(range(2000))
+    engine.stop()
+    s = wait_closed(engine, 1)
+    assert s.written == 2000 and s.state == "idle"
+
+
+def test_engine_stopped_in_mid_series_leaves_a_good_file(tmp_path, sender):
+    with running(tmp_path, sender.endpoint) as engine:
+        sender.start(tmp_path / "a.h5", series=1, nframes=10)
+        sender.frames(range(4))
+        wait_for(lambda: engine.snapshot().written == 4)
+    s = balanced(engine)
+    assert (s.closed, s.missing, s.state) == (1, 6, "error") and "receiver was stopped" in s.error
+    assert holds(tmp_path / "a.h5", range(4), length=10)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def refused_names(root):
+    (root / "link").symlink_to("/tmp")
+    (root / "loop").symlink_to(root / "loop")
+    (root / "there.h5").touch()
+    (root / "file").touch()
+    yield "/etc/passwd", "outside"
+    yield f"{root}/../x.h5", "outside"
+    yield f"{root}/link/x.h5", "outside"
+    yield "../x.h5", "outside"
+    yield f"{root}/loop/x.h5", ""
+    yield str(root), "outside"
+    yield f"{root}/there.h5", "exists"
+    yield f"{root}/none/x.h5", "does not exist"
+    yield f"{root}/file/x.h5", ""
+    yield f"{root}/a\nb.h5", "file name"
+    yield f"{root}/a\0b.h5", "file name"
+    yield f"{root}/{'x' * 300}.h5", ""
+
+
+def test_names_that_are_refused(tmp_path, sender, engine):
+    for series, (name, why) in enumerate(refused_names(tmp_path), 1):
+        sentence = engine.check(name, 0)
+        assert sentence and why in sentence, name
+        sender.start(name, series=series, nframes=2)
+        wait_for(lambda n=series: engine.snapshot().series == n)
+        state(engine, "error")
+        assert engine.snapshot().error == sentence
+        sender.frames(range(2))
+        wait_for(lambda: engine.snapshot().discarded == 2)
+        assert balanced(engine).opened == 0
+        engine.reset()
+        state(engine, "idle")
+    assert (tmp_path / "there.h5").stat().st_size == 0
+    sender.start(tmp_path / "good.h5", series=99, nframes=2)
+    sender.frames(range(2))
+    assert wait_closed(engine, 99).state == "idle"
+
+
+def test_check(tmp_path, engine):
+    assert engine.check(str(tmp_path / "new.h5"), 1000) == ""
+    assert engine.check("new.h5", 0) == "" and engine.check("", 10**15) == ""
+    assert "free" in engine.check(str(tmp_path / "new.h5"), 10**18)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_directory_without_permission(tmp_path, engine):
+    (tmp_path / "sub").mkdir(mode=0o555)
+    assert "permission" in engine.check(str(tmp_path / "sub/a.h5"), 0)
+
+
+def test_write_failure_discards_counts_and_keeps_receiving(tmp_path, sender, engine, monkeypatch):
+    real, calls = SeriesFile.append, []
+
+    def full(self, records):
+        calls.append(len(records))
+        if sum(calls) > 20:
+            raise WriteError(f"{self.path}: no space left; make room")
+        return real(self, records)
+
+    monkeypatch.setattr(SeriesFile, "append", full)
+    sender.start(tmp_path / "a.h5", series=1, nframes=300)
+    sender.frames(range(300))
+    s = wait_closed(engine, 1)
+    assert s.state == "error" and "no space left" in s.error
+    assert s.received == 300 and s.written + s.discarded == 300 and s.missing == s.discarded > 0
+    monkeypatch.undo()
+    data, books = read(tmp_path / "a.h5")
+    assert len(data) == 300 and (data[0] == image(0)).all() and not data[299].any()
+    sender.start(tmp_path / "b.h5", series=2, nframes=3)
+    sender.frames(range(3))
+    assert wait_closed(engine, 2).state == "idle"
+    assert holds(tmp_path / "b.h5", range(3))
+
+
+@pytest.mark.parametrize("method", ["commit", "close"])
+def test_failure_of_the_index_ends_in_error(tmp_path, sender, engine, monkeypatch, method):
+    def broken(self, *args):
+        raise WriteError(f"{self.path}: {method} failed; look at the storage")
+
+    monkeypatch.setattr(SeriesFile, method, broken)
+    sender.start(tmp_path / "a.h5", series=1, nframes=20)
+    sender.frames(range(10))
+    if method == "commit":
+        state(engine, "error")
+    sender.frames(range(10, 20))
+    s = wait_closed(engine, 1)
+    assert s.state == "error" and f"{method} failed" in s.error
+    monkeypatch.undo()
+    engine.reset()
+    assert engine.snapshot().state == "idle"
+
+
+def test_reset_closes_a_series_that_cannot_be_written(tmp_path, sender, engine, monkeypatch):
+    def broken(self, records):
+        raise WriteError("disk full")
+
+    monkeypatch.setattr(SeriesFile, "append", broken)
+    sender.start(tmp_path / "a.h5", series=1, nframes=20)
+    sender.frames(range(3))
+    state(engine, "error")
+    engine.reset()
+    s = wait_closed(engine, 1)
+    assert s.discarded == 3
+    assert s.error == "" or "disk full" in s.error
+
+
+def test_what_nobody_foresaw_becomes_the_state(tmp_path, sender, engine, monkeypatch):
+    def broken(self, records):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(SeriesFile, "append", broken)
+    sender.start(tmp_path / "a.h5", series=1, nframes=3)
+    sender.frames(range(3))
+    s = wait_closed(engine, 1)
+    assert s.state == "error" and s.discarded == 3
+    monkeypatch.undo()
+    sender.start(tmp_path / "b.h5", series=2, nframes=3)
+    sender.frames(range(3))
+    assert wait_closed(engine, 2).state == "idle"
+
+
+# --- several workers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_two_workers_share_a_series(tmp_path, sender, with_ids):
+    with running(tmp_path, sender.endpoint, workers=2, end_timeout=5) as engine:
+        wait_for(lambda: len([t for t in threading.enumerate() if "worker" in t.name]) == 2)
+        for series in range(1, 6):
+            path = tmp_path / f"{series}.h5"
+            sender.start(path, series=series if with_ids else None, nframes=200)
+            sender.frames(range(200))
+            sender.end()
+            s = wait_closed(engine, series)
+            assert (s.state, s.written, s.missing, s.foreign, s.repeated) == ("idle", 200, 0, 0, 0), s
+            assert holds(path, range(200))
+
+
+def test_two_workers_back_to_back(tmp_path, sender):
+    """Nobody waits for the receiver between the series: it keeps them apart."""
+    with running(tmp_path, sender.endpoint, workers=2, end_timeout=5) as engine:
+        for series in range(1, 11):
+            sender.start(tmp_path / f"{series}.h5", series=series, nframes=50)
+            sender.frames(range(50))
+            sender.end()
+        wait_closed(engine, 10)
+        for series in range(1, 11):
+            assert holds(tmp_path / f"{series}.h5", range(50))
+
+
+def test_two_workers_do_not_wait_for_ever_for_a_header(tmp_path, sender):
+    with running(tmp_path, sender.endpoint, workers=2) as engine:
+        sender.series = 3
+        sender.frames(range(300))
+        wait_for(lambda: engine.snapshot().foreign == 300)
+        assert balanced(engine).state == "error"
+        sender.start(tmp_path / "a.h5", series=4, nframes=10)
+        sender.frames(range(10))
+        assert wait_closed(engine, 4).written == 10
+
+
+def test_two_senders_of_one_series(tmp_path):
+    with Sender() as left, Sender() as right, running(tmp_path, left.endpoint, right.endpoint) as engine:
+        for sender in (left, right):
+            sender.start(tmp_path / "a.h5", series=1, nframes=10, shape=SHAPE, dtype="uint16", codec="none", modules=2)
+        for module, sender in enumerate((left, right)):
+            for number in range(10):
+                sender.frame(number, image(2 * number + module), module=module)
+            sender.end()
+        s = wait_closed(engine, 1)
+        assert (s.written, s.missing, s.state) == (20, 0, "idle")
+        data, _ = read(tmp_path / "a.h5")
+        assert (data[9, 1] == image(19)).all()
+
+
+# --- the engine itself -----------------------------------------------------------------------------------------------
+
+
+def test_sender_that_is_faster_than_the_high_water_mark(tmp_path, sender):
+    """The mark is lowered with the header and raised in silence; nothing may get stuck."""
+    with running(tmp_path, sender.endpoint, hwm_bytes=2**20) as engine:
+        for series, (shape, frames) in enumerate([((6, 10), 3000), ((500, 1000), 30), ((6, 10), 3000)] * 2, 1):
+            pixels = image(1, shape)
+            sender.start(tmp_path / f"{series}.h5", series=series, nframes=frames)
+            for number in range(frames):
+                sender.frame(number, pixels)
+            assert wait_closed(engine, series).written == frames
+
+
+def test_200_series_leave_nothing_behind(tmp_path, sender, engine):
+    process = psutil.Process()
+
+    def take(series):
+        sender.start(tmp_path / f"{series}.h5", series=series, nframes=2)
+        sender.frames(range(2))
+        sender.end()
+        wait_closed(engine, series)
+        wait_for(lambda: engine.snapshot().durable)
+        (tmp_path / f"{series}.h5").unlink()
+
+    for series in range(1, 21):
+        take(series)
+    threads, files, memory = process.num_threads(), process.num_fds(), process.memory_info().rss
+    for series in range(21, 221):
+        take(series)
+    assert process.num_threads() <= threads and process.num_fds() <= files
+    assert process.memory_info().rss - memory < 20e6
+
+
+def test_endpoint_that_cannot_be_used(tmp_path, monkeypatch):
+    def refuse(self, socket):
+        raise zmq.ZMQError(zmq.ENODEV)
+
+    monkeypatch.setattr(Worker, "_connect", refuse)
+    with pytest.raises(ConfigError, match="tcp://127.0.0.1:9: No such device"):
+        with running(tmp_path, "tcp://127.0.0.1:9"):
+            pass
+
+
+def test_http_is_part_of_it(tmp_path, sender):
+    with running(tmp_path, sender.endpoint, http="127.0.0.1:0") as engine:
+        assert engine.http_port
+    assert engine.http_port is None
+
+
+def test_http_address_in_use(tmp_path, sender):
+    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        settings = config.make({"endpoints": [sender.endpoint], "root": tmp_path, "http": f"127.0.0.1:{port}"})
+        with pytest.raises(ConfigError, match=str(port)):
+            Engine(settings).__enter__()
