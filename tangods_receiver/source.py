@@ -62,19 +62,15 @@ class Worker:
         return not self._thread.is_alive()
 
     def _main(self) -> None:
-        context = zmq.Context(self._config.io_threads)
         try:
-            with context.socket(zmq.PULL) as socket:
-                try:
-                    self._connect(socket)
-                except zmq.ZMQError as exc:
-                    self._failure = exc
-                    return
-                finally:
-                    self._ready.set()
+            with zmq.Context(self._config.io_threads) as context, context.socket(zmq.PULL) as socket:
+                self._connect(socket)
+                self._ready.set()
                 self._loop(socket)
+        except Exception as exc:  # before the loop: `start` tells; out of the loop nothing comes
+            self._failure = exc
         finally:
-            context.term()
+            self._ready.set()
 
     def _connect(self, socket: zmq.Socket[bytes]) -> None:
         socket.linger = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, cast
@@ -22,7 +23,7 @@ def read(path: str | Path) -> Iterator[list[bytes]]:
         try:
             while (first := file.read(4)) != b"":
                 yield [_part(file, path) for _ in range(_number(first, MAX_PARTS, "parts", path))]
-        except (gzip.BadGzipFile, EOFError) as exc:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as exc:
             raise StreamError(f"{path}: gzip data damaged or cut short ({exc})") from exc
 
 

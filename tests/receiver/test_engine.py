@@ -1,5 +1,6 @@
 """The engine with real sockets and real files: every fault a stream can have, and how the series ends."""
 
+import errno
 import os
 import threading
 
@@ -640,7 +641,7 @@ def test_200_series_leave_nothing_behind(tmp_path, sender, engine):
 
 def test_endpoint_that_cannot_be_used(tmp_path, monkeypatch):
     def refuse(self, socket):
-        raise zmq.ZMQError(zmq.ENODEV)
+        raise zmq.ZMQError(errno.ENODEV)
 
     monkeypatch.setattr(Worker, "_connect", refuse)
     with pytest.raises(ConfigError, match="tcp://127.0.0.1:9: No such device"):
