@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunkindex import ChunkIndex, Place, most_nodes, node_size
+from .chunkindex import ChunkIndex, Place, most_nodes, node_size, runs
 from .nexus import COLUMNS, MISSING_TYPE, RANGE_BLOCK, Places
 from .records import INCOMPLETE, ImageLayout, aligned
 
@@ -69,10 +69,13 @@ class Catalogue:
         """Note records and where their payloads are; True for those that are new (a repeated frame keeps its first)."""
         positions = headers["frame"] * np.uint64(self._modules) + headers["module"]
         new = self._index.add(positions, addresses, headers["size"], headers["mask"])
-        headers = headers[new]
-        if len(headers):
-            self.extend(int(headers["frame"].max()) + 1)
-            self._add_columns(headers[np.argsort(headers["frame"], kind="stable")])
+        if new.any():
+            headers = headers if new.all() else headers[new]
+            frames = headers["frame"]
+            if (frames[1:] < frames[:-1]).any():
+                headers = headers[np.argsort(frames, kind="stable")]
+            self.extend(int(headers["frame"][-1]) + 1)
+            self._add_columns(headers)
         return new
 
     def extend(self, length: int) -> None:
@@ -81,10 +84,7 @@ class Catalogue:
 
     def _add_columns(self, headers: NDArray) -> None:
         size = self._places.block
-        numbers = headers["frame"] // np.uint64(size)
-        bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(headers)]
-        for begin, end in zip(bounds, bounds[1:], strict=False):
-            number = int(numbers[begin])
+        for number, begin, end in runs(headers["frame"] // np.uint64(size)):
             block = self._blocks.get(number)
             if block is None:
                 block = self._blocks[number] = _Block(size)
@@ -127,13 +127,19 @@ class Catalogue:
                 yield self._places.data.length, _u64(self._length)
 
     def _column_writes(self, place: Place) -> Iterator[Write]:
-        for number in sorted(n for n, block in self._blocks.items() if block.high):
+        changed = sorted(n for n, block in self._blocks.items() if block.high)
+        placed: list[int] = []
+        try:
+            for number in changed:
+                if number not in self._addresses:
+                    self._addresses[number] = place(self.block_size)
+                    placed.append(number)
+        finally:
+            self._index_blocks(placed)
+        for number in changed:
             block = self._blocks[number]
             if block.new:
-                self._addresses[number] = address = place(self.block_size)
-                for name, offset in self._offsets(number):
-                    _add_one(self._columns[name], number, offset, block.values[name].nbytes)
-                yield address, self._block_bytes(block)
+                yield self._addresses[number], self._block_bytes(block)
             for name, offset in self._offsets(number):
                 if name == _STATUS:
                     self._late.append(self._slice(block, name, offset))
@@ -144,6 +150,14 @@ class Catalogue:
                 del self._blocks[number]
         for name, index in self._columns.items():
             yield from _rebuild(index, self._places.columns[name].root, place)
+
+    def _index_blocks(self, numbers: Sequence[int]) -> None:
+        positions = np.array(numbers, np.uint64)
+        address = np.array([self._addresses[number] for number in numbers], np.uint64)
+        for name, (dtype, _, _) in COLUMNS.items():
+            size = np.full(len(numbers), self._places.block * dtype.itemsize, np.uint32)
+            self._columns[name].add(positions, address, size, np.zeros_like(size))
+            address = address + size
 
     @staticmethod
     def _slice(block: _Block, name: str, offset: int) -> Write:
@@ -186,13 +200,16 @@ def missing_writes(places: Places, ranges: Sequence[tuple[int, int]], place: Pla
     index = ChunkIndex(2, step=RANGE_BLOCK)
     blocks = range(0, len(ranges), RANGE_BLOCK)
     size = RANGE_BLOCK * 2 * MISSING_TYPE.itemsize
-    for number, first in enumerate(blocks):
+    addresses: list[int] = []
+    for first in blocks:
         rows = np.zeros((RANGE_BLOCK, 2), MISSING_TYPE)
         part = ranges[first : first + RANGE_BLOCK]
         rows[: len(part)] = part
         address = place(size)
-        _add_one(index, number, address, size)
+        addresses.append(address)
         yield address, rows.tobytes()
+    sizes = np.full(len(blocks), size, np.uint32)
+    index.add(np.arange(len(blocks), dtype=np.uint64), np.array(addresses, np.uint64), sizes, np.zeros_like(sizes))
     yield from _rebuild(index, places.missing.root, place)
     yield places.missing.length, _u64(len(ranges))
 
@@ -203,11 +220,6 @@ def _rebuild(index: ChunkIndex, root: int, place: Place) -> Iterator[Write]:
     yield from index.build(place)
     if index.root is not None and index.root != before:
         yield root, _u64(index.root)
-
-
-def _add_one(index: ChunkIndex, position: int, address: int, size: int) -> None:
-    where = np.array([position, address], np.uint64)
-    index.add(where[:1], where[1:], np.array([size], np.uint32), np.zeros(1, np.uint32))
 
 
 def _u64(value: int) -> bytes:

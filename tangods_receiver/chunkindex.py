@@ -8,7 +8,8 @@ Nodes are never overwritten: a changed node goes to a new place, and so do its p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,13 @@ UNDEFINED = 0xFFFF_FFFF_FFFF_FFFF
 
 Place = Callable[[int], int]  # number of bytes -> address of free space in the file
 
+#: A child of a node: size and filter mask of its first chunk, its first position, the one after its last, its address.
 _SLOT = np.dtype([("size", "<u4"), ("mask", "<u4"), ("first", "<u8"), ("end", "<u8"), ("child", "<u8")])
+_INSIDE = np.uint64(FANOUT - 1)
 
 
 class _Node:
-    """A node that may still change. `slots[i]` is child i: its first position, the one after its last, its address."""
+    """A node that may still change: its children, which of them are there, which will not change any more."""
 
     __slots__ = ("slots", "present", "final", "dirty")
 
@@ -32,6 +35,11 @@ class _Node:
         self.present = np.zeros(FANOUT, bool)
         self.final = np.zeros(FANOUT, bool)
         self.dirty = False
+
+    def put(self, places: NDArray[np.intp], slots: NDArray, final: NDArray[np.bool_] | bool) -> None:
+        self.slots[places] = slots
+        self.present[places] = self.dirty = True
+        self.final[places] = final
 
 
 class ChunkIndex:
@@ -42,7 +50,6 @@ class ChunkIndex:
 
     def __init__(self, rank: int, modules: int = 1, step: int = 1) -> None:
         self.rank, self.modules, self.step = rank, modules, step
-        self._dtype = _node_dtype(rank)
         self.node_size = node_size(rank)
         self._levels: list[dict[int, _Node]] = [{}]
         self.root: int | None = None
@@ -57,33 +64,34 @@ class ChunkIndex:
             return new
         self._grow(int(positions.max()))
         order = np.argsort(positions, kind="stable")
-        leaves = positions[order] >> np.uint64(SHIFT)
-        bounds = [0, *(np.flatnonzero(np.diff(leaves)) + 1).tolist(), len(order)]
-        for begin, end in zip(bounds, bounds[1:], strict=False):
-            if not self._finished(0, leaf := int(leaves[begin])):
-                chosen = order[begin:end]
-                new[chosen] = self._fill(leaf, positions[chosen], addresses[chosen], sizes[chosen], masks[chosen])
-        self.chunks += int(np.count_nonzero(new))
+        slots = np.empty(len(order), _SLOT)
+        slots["size"], slots["mask"], slots["child"] = sizes[order], masks[order], addresses[order]
+        slots["first"] = positions[order]
+        slots["end"] = slots["first"] + np.uint64(1)
+        is_new = self._add_sorted(slots)
+        new[order] = is_new
+        self.chunks += int(np.count_nonzero(is_new))
         return new
 
-    def _fill(
-        self, leaf: int, positions: NDArray, addresses: NDArray, sizes: NDArray, masks: NDArray
-    ) -> NDArray[np.bool_]:
-        node = self._levels[0].get(leaf)
-        if node is None:
-            node = self._levels[0][leaf] = _Node()
-        places = (positions & np.uint64(FANOUT - 1)).astype(np.intp)
-        new = ~node.present[places]
-        new[1:] &= places[1:] != places[:-1]
-        places = places[new]
-        if len(places):
-            slots = node.slots
-            slots["size"][places] = sizes[new]
-            slots["mask"][places] = masks[new]
-            slots["first"][places] = positions[new]
-            slots["end"][places] = positions[new] + np.uint64(1)
-            slots["child"][places] = addresses[new]
-            node.present[places] = node.final[places] = node.dirty = True
+    def _add_sorted(self, slots: NDArray) -> NDArray[np.bool_]:
+        first = np.ascontiguousarray(slots["first"])
+        new = np.ones(len(slots), bool)
+        new[1:] = first[1:] != first[:-1]
+        places = (first & _INSIDE).astype(np.intp)
+        for leaf, begin, end in runs(first >> np.uint64(SHIFT)):
+            if self._finished(0, leaf):
+                new[begin:end] = False
+                continue
+            node = self._levels[0].get(leaf)
+            if node is None:
+                node = self._levels[0][leaf] = _Node()
+            else:
+                new[begin:end] &= ~node.present[places[begin:end]]
+            if not new[begin:end].all():
+                chosen = new[begin:end]
+                node.put(places[begin:end][chosen], slots[begin:end][chosen], True)
+            else:
+                node.put(places[begin:end], slots[begin:end], True)
         return new
 
     def _grow(self, highest: int) -> None:
@@ -103,48 +111,83 @@ class ChunkIndex:
         return bool(parent.final[number & (FANOUT - 1)])
 
     def build(self, place: Place) -> Iterator[tuple[int, bytes]]:
-        """The changed nodes, children first, each with the address that `place` gave it; `root` is then the new one."""
-        for level, nodes in enumerate(self._levels):
-            top = level + 1 == len(self._levels)
-            for number in sorted(n for n, node in nodes.items() if node.dirty):
-                node = nodes[number]
-                address = place(self.node_size)
-                node.dirty = False
-                yield address, self._bytes(level, node)
-                if top:
-                    self.root = address
-                else:
-                    self._link(level, number, node, address)
+        """The changed nodes, children first, each with the address that `place` gave it; `root` is then the new one.
 
-    def _link(self, level: int, number: int, node: _Node, address: int) -> None:
+        When `place` raises, what is left comes with the next `build`."""
+        for level, nodes in enumerate(self._levels):
+            numbers = sorted(number for number, node in nodes.items() if node.dirty)
+            for begin in range(0, len(numbers), 1024):
+                yield from self._build_some(level, numbers[begin : begin + 1024], place)
+
+    def _build_some(self, level: int, numbers: Sequence[int], place: Place) -> Iterator[tuple[int, bytes]]:
+        nodes = [self._levels[level][number] for number in numbers]
+        present, slots = np.empty((len(nodes), FANOUT), bool), np.empty((len(nodes), FANOUT), _SLOT)
+        for row, node in enumerate(nodes):
+            present[row], slots[row] = node.present, node.slots
+        raw = self._bytes(level, slots, present)
+        addresses: list[int] = []
+        try:
+            for node, data in zip(nodes, raw, strict=True):
+                addresses.append(place(self.node_size))
+                node.dirty = False
+                yield addresses[-1], data
+        finally:
+            if level + 1 < len(self._levels):
+                self._link(level, numbers, nodes, slots, present, addresses)
+            elif addresses:
+                self.root = addresses[0]
+
+    def _link(
+        self,
+        level: int,
+        numbers: Sequence[int],
+        nodes: Sequence[_Node],
+        slots: NDArray,
+        present: NDArray[np.bool_],
+        addresses: Sequence[int],
+    ) -> None:
+        """Tell the parents of the nodes that got an address; forget those that will not change any more."""
+        count = len(addresses)
+        rows = np.arange(count)
+        first, last = present[:count].argmax(axis=1), FANOUT - 1 - present[:count, ::-1].argmax(axis=1)
+        links = slots[rows, first]
+        links["end"] = slots["end"][rows, last]
+        links["child"] = addresses
+        final = np.array([node.final.all() for node in nodes[:count]], bool)
         above = self._levels[level + 1]
-        parent = above.get(number >> SHIFT)
-        if parent is None:
-            parent = above[number >> SHIFT] = _Node()
-        i = number & (FANOUT - 1)
-        used = np.flatnonzero(node.present)
-        first = node.slots[used[0]]
-        parent.slots[i] = (first["size"], first["mask"], first["first"], node.slots["end"][used[-1]], address)
-        parent.present[i] = parent.dirty = True
-        if node.final.all():
-            parent.final[i] = True
+        here = np.array(numbers[:count], np.uint64)
+        places = (here & _INSIDE).astype(np.intp)
+        for number, begin, end in runs(here >> np.uint64(SHIFT)):
+            parent = above.get(number)
+            if parent is None:
+                parent = above[number] = _Node()
+            parent.put(places[begin:end], links[begin:end], final[begin:end])
+        for number in here[final].tolist():
             del self._levels[level][number]
 
-    def _bytes(self, level: int, node: _Node) -> bytes:
-        """One node at its full size: header, then key, child, key, child, ..., key; what is not used is zero."""
-        used = node.slots[node.present]
-        out = np.zeros((), self._dtype)
-        out["signature"], out["type"], out["level"], out["used"] = b"TREE", 1, level, len(used)
+    def _bytes(self, level: int, slots: NDArray, present: NDArray[np.bool_]) -> list[bytes]:
+        """Nodes at their full size: header, then key, child, key, child, ..., key; what is not used is zero."""
+        used = present.sum(axis=1)
+        for row in np.flatnonzero(used < FANOUT):  # the children that are there move to the front
+            slots_there = slots[row][present[row]]
+            slots[row] = 0
+            slots[row, : len(slots_there)] = slots_there
+            present[row] = np.arange(FANOUT) < len(slots_there)
+        out = np.zeros(len(slots), _node_dtype(self.rank))
+        out["signature"], out["type"], out["level"], out["used"] = b"TREE", 1, level, used
         out["siblings"] = UNDEFINED
         entries = out["entries"]
-        entries["size"][: len(used)] = used["size"]
-        entries["mask"][: len(used)] = used["mask"]
-        entries["child"][: len(used)] = used["child"]
-        keys = np.append(used["first"], used["end"][-1])
-        entries["offset"][: len(keys), 0] = keys // np.uint64(self.modules) * np.uint64(self.step)
+        for name in ("size", "mask", "child"):
+            entries[name][:, :FANOUT] = slots[name]
+        keys = np.zeros((len(slots), FANOUT + 1), np.uint64)
+        keys[:, :FANOUT] = slots["first"]
+        rows = np.arange(len(slots))
+        keys[rows, used] = slots["end"][rows, used - 1]
+        entries["offset"][:, :, 0] = keys // np.uint64(self.modules) * np.uint64(self.step)
         if self.modules > 1:
-            entries["offset"][: len(keys), 1] = keys % np.uint64(self.modules)
-        return out.tobytes()[: self.node_size]
+            entries["offset"][:, :, 1] = keys % np.uint64(self.modules)
+        raw, whole = out.tobytes(), out.itemsize
+        return [raw[at : at + self.node_size] for at in range(0, len(raw), whole)]
 
 
 def node_size(rank: int) -> int:
@@ -152,10 +195,19 @@ def node_size(rank: int) -> int:
     return _node_dtype(rank).itemsize - 8  # the last key has no child
 
 
+@cache
 def _node_dtype(rank: int) -> np.dtype:
     entry = [("size", "<u4"), ("mask", "<u4"), ("offset", "<u8", (rank + 1,)), ("child", "<u8")]
     head = [("signature", "S4"), ("type", "u1"), ("level", "u1"), ("used", "<u2"), ("siblings", "<u8", (2,))]
     return np.dtype([*head, ("entries", entry, (FANOUT + 1,))])
+
+
+def runs(numbers: NDArray) -> Iterator[tuple[int, int, int]]:
+    """Each value of a sorted array, with the range where it stands."""
+    bounds = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(numbers)]
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        if begin < end:
+            yield int(numbers[begin]), begin, end
 
 
 def most_nodes(leaves: int, highest: int) -> int:

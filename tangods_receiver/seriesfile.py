@@ -39,7 +39,6 @@ __all__ = ["Books", "FileHeader", "ImageLayout", "Record", "SeriesFile"]
 log = logging.getLogger(__name__)
 
 IOV_MAX = 1024
-HIGHEST_FRAME = 1 << 40
 RESERVE = 256 << 10  # bytes set aside at a time for the index, so that a full disk still commits
 RANGES = 1024  # ranges of missing frames that closing has room for, also on a full disk
 SLACK = 64 << 10  # for leaves that are written twice: by this commit, and by the next for batches that come meanwhile
@@ -184,30 +183,14 @@ class SeriesFile:
         return total
 
     def _pack(self, records: Sequence[Record]) -> tuple[list[Buffer], _Batch, int]:
-        """The buffers of a batch (header, payload, trailer of each), and how many bytes they are with padding."""
+        """The buffers of a batch and how many bytes they are; StreamError when a record does not fit."""
         layout = self.layout
         if layout is None:
             raise WriteError(f"{self.path}: the shape of the frames was not defined before the first was written")
-        exact = layout.chunk_bytes if layout.codec == "none" else 0
-        modules, block, nonce, crc = layout.modules, self._places.block, self._nonce, self.payload_crc
-        buffers: list[Buffer] = []
-        headers: list[bytes] = []
-        leaves: set[int] = set()
-        blocks: set[int] = set()
-        total = 0
-        for record in records:
-            frame, module, data = record.frame, record.module, record.data
-            size = memoryview(data).nbytes
-            if size != exact and (exact or not 0 < size < 1 << 32):
-                raise StreamError(f"frame {frame}: {size} bytes of data do not make a chunk of {exact or '> 0'} bytes")
-            if not (0 <= frame < HIGHEST_FRAME and 0 <= module < modules):
-                raise StreamError(f"frame {frame}, module {module}: no such place ({modules} modules)")
-            header, trailer = pack(record, size, nonce, crc)
-            buffers += (header, data, trailer)
-            headers.append(header)
-            leaves.add(frame * modules + module >> _LEAF)
-            blocks.add(frame // block)
-            total += record_size(size)
+        buffers, headers, total = pack(records, layout, self._nonce, self.payload_crc)
+        modules, block = layout.modules, self._places.block
+        leaves = {record[0] * modules + record[1] >> _LEAF for record in records}
+        blocks = {record[0] // block for record in records}
         return buffers, _Batch(headers, leaves, blocks), total
 
     def _expect(self, batch: _Batch) -> None:
