@@ -144,8 +144,9 @@ class EventPusher:
     """Pushes a device's events from a thread of its own, so that nobody who has news ever waits for Tango.
 
     State and Status are pushed at once, before values. Of several values of one attribute that come within
-    `interval` s, or while the device is busy, only the newest is pushed; the last one always is. Tango pushes the state that the
-    device has at that moment: a command that must show a passing state (Arm: MOVING) calls `push_state(device)` itself.
+    `interval` s, or while the device is busy, only the newest is pushed; the last one always is. Tango pushes the
+    state that the device has at that moment: a command that must show a passing state (Arm: MOVING) calls
+    `push_state(device)` itself.
     Start the pusher in init_device, close it first of all in delete_device."""
 
     def __init__(self, device: tango.server.Device, interval: float = 0.1) -> None:
