@@ -6,8 +6,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import tango
@@ -210,19 +211,25 @@ class EventPusher:
             return None
 
     def _push_all(self, state: bool, values: dict[str, Any]) -> None:
-        try:
-            if state:
-                push_state(self._device)
-            for name, value in values.items():
-                if self._closed:
-                    return
-                push(self._device, name, value)
-        except tango.DevFailed as exc:
-            if exc.args[0].reason != "API_CommandTimedOut":
-                log.error("event not pushed: %s", exc.args[0].desc)
+        if state and not self._pushed("State", partial(push_state, self._device)):
+            with self._changed:
+                self._state = True
+        for name, value in values.items():
+            if self._closed:
                 return
-            with self._changed:  # the device was busy for 3.2 s: again, with what is newest by then
-                self._state |= state
-                self._values = values | self._values
+            if not self._pushed(name, partial(push, self._device, name, value)):
+                with self._changed:
+                    self._values.setdefault(name, value)
+
+    @staticmethod
+    def _pushed(name: str, call: Callable[[], None]) -> bool:
+        """False: the device was busy for 3.2 s, try again. A value that Tango refuses is logged and given up."""
+        try:
+            call()
+        except tango.DevFailed as exc:
+            if exc.args[0].reason == "API_CommandTimedOut":
+                return False
+            log.error("event of %s not pushed: %s", name, exc.args[0].desc)
         except Exception:  # outermost loop of this thread: one wrong value must not end all events
-            log.exception("event not pushed")
+            log.exception("event of %s not pushed", name)
+        return True
