@@ -100,6 +100,7 @@ class Ledger:
         self.closed = False
         self._seen = NumberSet()
         self._lost = NumberSet()
+        self._left_out = NumberSet()
 
     @property
     def highest(self) -> int:
@@ -138,12 +139,33 @@ class Ledger:
         """A frame that came could not be stored: it counts as missing, and a repetition as repeated."""
         self._lost.add(frame * self.modules + module)
 
+    def leave_out(self, frame: int, module: int = 0) -> None:
+        """A frame that came is not stored because the sender said so: absent, not missing."""
+        self._left_out.add(frame * self.modules + module)
+
     def missing(self, upto: int | None = None) -> Ranges:
         """Frames below `upto` of which something is missing; by default below what was announced, else came."""
-        limit = upto if upto is not None else self.highest + 1 if self.expected is None else self.expected
-        gaps = _joined(self._seen.gaps(limit * self.modules) + _members(self._lost, limit * self.modules))
-        if self.modules == 1:
-            return gaps
+        return self._without(self._limit_of(upto), self._lost)
+
+    def absent(self, upto: int | None = None) -> Ranges:
+        """Frames of which something is not stored: missing, or left out."""
+        return self._without(self._limit_of(upto), self._lost, self._left_out)
+
+    @property
+    def stored(self) -> int:
+        """Frames of which everything is stored."""
+        return self.highest + 1 - total(self.absent(self.highest + 1))
+
+    def _limit_of(self, upto: int | None) -> int:
+        if upto is not None:
+            return upto
+        return self.highest + 1 if self.expected is None else self.expected
+
+    def _without(self, limit: int, *sets: NumberSet) -> Ranges:
+        slots = limit * self.modules
+        gaps = self._seen.gaps(slots)
+        for numbers in sets:
+            gaps += _members(numbers, slots)
         return _joined([(first // self.modules, last // self.modules) for first, last in gaps])
 
     def _limit(self) -> int:

@@ -8,7 +8,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tangods_receiver import destination
 from tangods_receiver.config import ReceiverConfig
@@ -24,6 +25,7 @@ from tangods_receiver.stats import Snapshot, Tally
 log = logging.getLogger(__name__)
 
 HEADER_WAIT = 1.0  # s a worker waits for what another worker has not read yet: a header, the rest of a series
+SLOW = 10.0  # s that a call to the storage may take before the status tells
 REMEMBERED = 100  # ids of past series whose leftovers are recognised
 
 Sync = Callable[[SeriesFile], None]
@@ -53,6 +55,7 @@ class Reception:
         self._generation = 0  # grows with every start, end and close
         self._gave_up = [-1] * config.workers
         self._reading = [False] * config.workers
+        self._calls: dict[int, tuple[float, str]] = {}  # to the storage, by thread: since when, what
         self._heard = time.monotonic()
         self._frames = self._bytes = 0  # since the engine began
 
@@ -70,7 +73,8 @@ class Reception:
             if self._joins(start) or not self._make_way():
                 return
             series = self._enter(start)
-        failure = self._create(series)
+        with self._storage("creating", series):
+            failure = self._create(series)
         with self._changed:
             series.ready = True
             if failure:
@@ -129,6 +133,24 @@ class Reception:
         with self._changed:
             self._fail(f"receiving failed: {sentence}; see the log, then Reset")
 
+    @contextmanager
+    def _storage(self, what: str, series: Series) -> Iterator[None]:
+        """A call to the storage, which may never return: `snapshot` tells."""
+        thread = threading.get_ident()
+        self._calls[thread] = time.monotonic(), f"{what} {series.file.path if series.file else series.start.filename}"
+        try:
+            yield
+        finally:
+            del self._calls[thread]
+
+    def _slow_call(self) -> str:
+        """The call to the storage that has taken long, in words."""
+        now = time.monotonic()
+        for since, what in list(self._calls.values()):
+            if now - since > SLOW:
+                return f"{what} has taken {now - since:.0f} s and is waited for; look at the storage"
+        return ""
+
     @property
     def frame_bytes(self) -> int:
         """Bytes of a frame of the open series, for the high-water mark; 0: none open, or not known."""
@@ -161,7 +183,7 @@ class Reception:
                 throughput=throughput,
                 durable=durable,
                 last_number=self._live.number,
-                error=self._error,
+                error=self._error or self._slow_call(),
             )
 
     def stop(self, series: int | None = None) -> None:
@@ -175,7 +197,8 @@ class Reception:
         """Acknowledge the error; a series that can no longer be written is closed."""
         with self._changed:
             if self._open is not None and self._open.failure:
-                self._abandon(self._open, "reset")
+                self._open.acknowledged = True
+                self._abandon(self._open, "closed by a reset")
             self._error, self._serious = "", False
 
     # --- what the keeper calls ---------------------------------------------------------------------------------------
@@ -208,7 +231,8 @@ class Reception:
         if series is None or series.file is None or series.file.layout is None:
             return
         try:
-            series.file.commit()
+            with self._storage("committing", series):
+                series.file.commit()
         except DaqError as exc:
             with self._changed:
                 series.failure = series.failure or str(exc)
@@ -223,7 +247,8 @@ class Reception:
             if series is None or not series.due(now, quiet_for, self._config.stall_timeout):
                 return False
             books = series.close()
-        failure = self._close_file(series, books)
+        with self._storage("closing", series):
+            failure = self._close_file(series, books)
         self._log_close(series)
         with self._changed:
             self._judge(series, failure)
@@ -335,7 +360,8 @@ class Reception:
     def _write(self, series: Series, worker: int, records: Sequence[Record]) -> None:
         failure = "writing was interrupted"
         try:
-            series.write(records)
+            with self._storage("writing to", series):
+                series.write(records)
             failure = ""
         except DaqError as exc:
             failure = str(exc)
@@ -471,9 +497,11 @@ class Reception:
         sentence = f"series {series.id}: {series.end_reason()}"
         if failure:
             self._fail(failure)
+        elif series.acknowledged:
+            return
         elif series.failure:
             self._fail(series.failure)
-        elif series.abandoned and series.abandoned != "reset":
+        elif series.abandoned:
             self._fail(sentence)
         elif series.missing and not self._serious and not self._error:
             self._error = sentence
@@ -484,11 +512,13 @@ class Reception:
         seconds = time.monotonic() - series.begun
         for kind, (count, first) in series.troubles.items():
             log.warning("series %d: %d %s: %s", series.id, count, kind, first)
+        if (reason := series.end_reason()) != "complete":
+            log.warning("series %d: %s", series.id, reason)
         log.info(
             "series %d closed %s: %d frames, %d missing, %d repeated, %.2f s, %.1f MB/s",
             series.id,
             series.file.path if series.file else "(no file)",
-            series.ledger.complete,
+            series.ledger.stored if series.file else series.ledger.complete,
             total(series.missing),
             tally.repeated,
             seconds,

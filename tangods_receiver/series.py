@@ -50,6 +50,7 @@ class Series:
         self.stopped = False
         self.abandoned = ""  # why it must close at once
         self.failure = ""  # the first write failure: nothing more is stored
+        self.acknowledged = False  # a reset came after the failure
         self.opened_at = time.time()
         self.begun = self.last_arrival = time.monotonic()
         self.latest: Frame | None = None
@@ -93,8 +94,9 @@ class Series:
         tally, arrived = self.tallies[worker], time.time()
         records: list[Record] = []
         strangers: list[Frame] = []
+        own = -1 if self.start.series is None else self.start.series
         for frame in frames:
-            if not self.owns(frame):
+            if frame.series != own and not self.owns(frame):
                 strangers.append(frame)
                 continue
             self.messages += 1
@@ -125,6 +127,8 @@ class Series:
         tally.discarded += 1
         if self.failure:
             self.ledger.lose(frame.number, module)
+        elif self.file is not None:
+            self.ledger.leave_out(frame.number, module)
 
     def _mismatch(self, frame: Frame) -> str | None:
         """What does not fit the series, with both values; the first frame tells what was not announced."""
@@ -290,8 +294,8 @@ class Series:
         total = Tally.sum(self.tallies)
         return Books(
             frames_expected=expected,
-            frames_received=self.ledger.complete,
-            missing=self.missing,
+            frames_received=self.ledger.stored,
+            missing=self.ledger.absent(expected),
             repeated=total.repeated,
             rejected=total.rejected,
             foreign=total.foreign,

@@ -84,26 +84,26 @@ class Worker:
             socket.connect(endpoint)
 
     def _loop(self, socket: zmq.Socket[bytes]) -> None:
-        reception, index = self._reception, self._index
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
         drained_by = 0.0
         while True:
             try:
                 messages = self._receive(socket)
                 if messages:
-                    reception.reading(index, True)
+                    self._reception.reading(self._index, True)
                     self._handle(socket, messages)
-                    del messages  # their memory, before the wait
                 if self._halt.is_set():
                     drained_by = drained_by or time.monotonic() + DRAIN
-                    if not socket.poll(0) or time.monotonic() > drained_by:
+                    if not poller.poll(0) or time.monotonic() > drained_by:
                         return
-                elif not socket.poll(0):
-                    reception.reading(index, False)
-                    if not socket.poll(WAKE):
+                elif not messages:
+                    self._reception.reading(self._index, False)
+                    if not poller.poll(WAKE):
                         self._raise_hwm(socket)
             except Exception as exc:  # the outermost loop: it becomes the state, and the socket is emptied on
-                log.exception("worker %d", index)
-                reception.fail(exc)
+                log.exception("worker %d", self._index)
+                self._reception.fail(exc)
                 self._halt.wait(0.01)
 
     def _receive(self, socket: zmq.Socket[bytes]) -> list[list[zmq.Frame]]:

@@ -108,31 +108,31 @@ _layouts: dict[tuple[Any, ...], _Layout] = {}  # the few that are in use; checke
 
 def _frame(head: dict[str, Any], parts: Parts) -> Frame:
     pop = head.pop
-    number = pop("frame", None)
+    number, serial, series = pop("frame", None), pop("msg_number", None), pop("series", None)
     if type(number) is not int or not 0 <= number <= MAX_NUMBER:
         raise StreamError(f"image: frame is {_show(number)}, not a whole number from 0")
-    serial, series, module = pop("msg_number", None), pop("series", None), pop("module", 0)
     if type(serial) is not int or serial < 0:
         serial = _checked("msg_number", serial)
     if type(series) is not int or series < 0:
         series = _checked("series", series)
-    if type(module) is not int or not 0 <= module < MAX_MODULES:
-        raise StreamError(f"image {number}: module is {_show(module)}, not 0 to {MAX_MODULES - 1}")
     timestamp = pop("timestamp", None)
     if timestamp is not None and type(timestamp) is not float:
         timestamp = _seconds(number, timestamp)
     layout = _layout(number, pop("shape", None), pop("type", None), pop("compression", None))
-    chunks, discard = pop("chunks", None), pop("discard", False) is True
+    module, discard, chunks = 0, False, None
+    if head:  # what few senders send
+        module, discard, chunks = pop("module", 0), pop("discard", False) is True, pop("chunks", None)
+        if type(module) is not int or not 0 <= module < MAX_MODULES:
+            raise StreamError(f"image {number}: module is {_show(module)}, not 0 to {MAX_MODULES - 1}")
+    shape, dtype, codec, nbytes = layout
     more: tuple[Buffer, ...] = ()
-    shape = layout.shape
     if len(parts) == 2 and len(shape) == 2:
         data = parts[1]
-        _check_payload(number, layout.codec, layout.nbytes, data)
+        if codec != "none" or len(data) != nbytes:
+            _check_payload(number, codec, nbytes, data)
     else:
         shape, data, more = _several(number, layout, chunks, parts[1:])
-    return Frame(
-        number, shape, layout.dtype, layout.codec, data, module, serial, series, timestamp, discard, more, head
-    )
+    return Frame(number, shape, dtype, codec, data, module, serial, series, timestamp, discard, more, head)
 
 
 def _layout(number: int, shape: Any, dtype: Any, codec: Any) -> _Layout:
@@ -141,15 +141,16 @@ def _layout(number: int, shape: Any, dtype: Any, codec: Any) -> _Layout:
         found = _layouts.get(key)
     except TypeError:
         key, found = (), None
-    if found is None:
-        try:
-            checked = _shape(shape)
-            found = _Layout(checked, dtype, _codec(codec), _image_bytes(checked, dtype))
-        except StreamError as exc:
-            raise StreamError(f"image {number}: {exc}") from None
-        if len(_layouts) > 100:
-            _layouts.clear()
-        _layouts[key] = found
+    if found is not None:
+        return found
+    try:
+        checked = _shape(shape)
+        found = _Layout(checked, dtype, _codec(codec), _image_bytes(checked, dtype))
+    except StreamError as exc:
+        raise StreamError(f"image {number}: {exc}") from None
+    if len(_layouts) > 100:
+        _layouts.clear()
+    _layouts[key] = found
     return found
 
 

@@ -72,6 +72,7 @@ def test_ledger(expected, modules, events, closed_at):
     missing = ledger.missing()
     assert missing == ranges_of(set(range(limit)) - stored)
     assert total(missing) == limit - len([f for f in stored if f < limit])
+    assert ledger.stored == len(stored)
     if modules == 1:
         assert ledger.known_missing == total(ledger.missing(highest + 1))
 
@@ -83,6 +84,16 @@ def test_any_order_gives_the_same_books(order, dropped):
         if n not in dropped:
             assert ledger.see(n) is Verdict.NEW
     assert ledger.missing() == ranges_of(dropped) and ledger.all_came == (not dropped)
+
+
+def test_left_out_is_absent_but_not_missing():
+    ledger = Ledger(10)
+    for n in range(8):
+        ledger.see(n)
+    ledger.leave_out(3)
+    ledger.lose(5)
+    assert ledger.missing() == [(5, 5), (8, 9)] and ledger.absent() == [(3, 3), (5, 5), (8, 9)]
+    assert ledger.stored == 6 and ledger.complete == 8
 
 
 def test_absurd_numbers_are_refused_where_none_was_announced():
