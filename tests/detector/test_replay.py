@@ -3,12 +3,15 @@
 import bz2
 import gzip
 import json
+import os
 import socket
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 
+import fabio
+import h5py
 import numpy as np
 import pytest
 import zmq
@@ -16,8 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tangods_detector.replay import cbf_metadata, cbf_series, disturb, open_files, open_recording, replay
+from tangods_receiver.config import make
+from tangods_receiver.engine import Engine
 from tangods_receiver.errors import ConfigError, HardwareError, StreamError
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, recording, stins
+from tests.waiting import wait_for
+
+# Recordings of real detectors, which are not part of this repository.
+DATA = Path(os.environ.get("DETECTOR_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATASET = "entry/instrument/detector/data"
 
 HEADER = """###CBF: VERSION 1.5, CBFlib v0.7.8 - PILATUS detectors\r
 data_x\r
@@ -295,3 +305,71 @@ def test_the_end_of_the_messages_may_be_an_error(endpoint):
 def test_an_iterator_of_paths_is_fine(tmp_path):
     (tmp_path / "a.cbf").write_bytes(cbf(np.zeros((2, 2), np.int32)))
     assert len(list(cbf_series(Path(tmp_path).glob("*.cbf"), ""))) == 3
+
+
+# --- through the receiver --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(endpoint, tmp_path):
+    config = make({"root": str(tmp_path), "endpoints": [endpoint], "http": "", "end_timeout": 0.5, "workers": 2})
+    with Engine(config) as engine:
+        yield engine
+
+
+def test_a_disturbed_series_is_written_in_order_and_the_books_tell(endpoint, engine, tmp_path):
+    path = tmp_path / "a.h5"
+    replay(series(60, str(path)), endpoint, repeat=2, reorder=15, cut=10, seed=3)
+    wait_for(lambda: engine.snapshot().closed == 1)
+    now = engine.snapshot()
+    assert (now.written, now.repeated, now.missing, now.received) == (54, 54, 6, 108)
+    with h5py.File(path) as file:
+        lost = set(range(9, 60, 10))
+        assert file[DATASET][:, 0, 0].tolist() == [0 if k in lost else k for k in range(60)]
+
+
+def assert_as_fabio(file: Path, paths: list[Path]) -> None:
+    with h5py.File(file) as h5:
+        data = h5[DATASET]
+        assert data.dtype == np.int32
+        assert len(data) == len(paths)
+        for number, path in enumerate(paths):
+            with fabio.open(str(path)) as image:
+                np.testing.assert_array_equal(data[number], image.data)
+
+
+def test_cbf_images_are_decoded(endpoint, engine, tmp_path):
+    chance = np.random.default_rng(1)
+    paths = [tmp_path / f"{k}.cbf" for k in range(5)]
+    for path in paths:
+        image = fabio.cbfimage.CbfImage(data=chance.integers(-2, 2**20, (40, 30), dtype=np.int32))
+        image.write(str(path))
+    replay(cbf_series(paths, str(tmp_path / "p.h5")), endpoint, reorder=5)
+    wait_for(lambda: engine.snapshot().closed == 1)
+    assert engine.snapshot().error == ""
+    assert_as_fabio(tmp_path / "p.h5", paths)
+
+
+def test_real_pilatus_images_are_decoded_pixel_by_pixel(endpoint, engine, tmp_path):
+    paths = sorted(DATA.glob("pilatus*.cbf.bz2"))
+    if not paths:
+        pytest.skip(f"no Pilatus images in {DATA}; DETECTOR_TEST_DATA names the folder of recordings")
+    replay(cbf_series(paths, str(tmp_path / "p.h5")), endpoint)
+    wait_for(lambda: engine.snapshot().closed == 1, timeout=60)
+    assert engine.snapshot().error == ""
+    assert_as_fabio(tmp_path / "p.h5", paths)
+    with h5py.File(tmp_path / "p.h5") as h5:
+        assert h5[DATASET].shape == (3, 2527, 2463)
+        assert h5[DATASET].parent["count_time"][()] == pytest.approx(0.019)
+
+
+def test_a_real_recording_is_read_and_renamed():
+    path = DATA / "eiger1m_stream1.bin.gz"
+    if not path.exists():
+        pytest.skip(f"no Eiger recording in {DATA}; DETECTOR_TEST_DATA names the folder of recordings")
+    plain, renamed = list(open_recording(path)), list(open_recording(path, "/data/new.h5"))
+    assert len(plain) == len(renamed) == 10
+    assert plain[1:] == renamed[1:]
+    assert plain[0][:-1] == renamed[0][:-1]
+    assert json.loads(renamed[0][-1])["filename"] == "/data/new.h5"
+    assert len(list(disturb(plain, cut=3))) == 7, "its images are known as images"
