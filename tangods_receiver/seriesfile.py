@@ -43,7 +43,7 @@ RESERVE = 256 << 10  # bytes set aside at a time for the index, so that a full d
 RANGES = 1024  # ranges of missing frames that closing has room for, also on a full disk
 SLACK = 64 << 10  # for leaves that are written twice: by this commit, and by the next for batches that come meanwhile
 MARGIN = 64 << 20  # the horizon lies this much beyond what is expected
-UNKNOWN = 256 << 30  # horizon of a series of unknown size
+UNKNOWN = 1 << 40  # horizon of a series of unknown size; who holds the file open cannot follow beyond it
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _LEAF = 6  # chunkindex.SHIFT: positions per leaf, as a shift
 
