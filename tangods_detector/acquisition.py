@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import queue
 import threading
 import time
@@ -16,7 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from tangods_detector import filenames
-from tangods_detector.hw.base import Backend, DetectorInfo, Phase, Status
+from tangods_detector.hw.base import Backend, DetectorInfo, Phase
+from tangods_detector.progress import Limits, Progress
 from tangods_detector.receiver import Picture, Receiver, ReceiverError
 from tangods_detector.settings import OverwritePolicy, Series, Settings, TriggerMode
 from tangods_detector.states import AWAY, BUSY, READY, Event, State, after
@@ -25,21 +24,6 @@ from tangods_receiver.errors import ConfigError, DaqError, HardwareError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long the acquisition waits, in seconds; what is derived from exposures is added to these."""
-
-    reply: float = 2.6  # for a Tango command to get its answer; clients give up after 3 s
-    opened: float = 5.0  # for the receiver to open the file
-    closed: float = 10.0  # for the receiver to close the file, since it last did anything
-    aborted: float = 2.0  # the same after Abort
-    silent: float = 10.0  # without a frame that is due, besides two periods
-    blocked: float = 120.0  # without a frame because the receiver takes none
-    receiver: float = 3.0  # without an answer of the receiver during a series
-    retry: float = 1.0  # between two attempts to reach hardware or receiver, and two looks while idle
-    quit: float = 2.0  # for everything when the device is deleted
 
 
 @dataclass(frozen=True)
@@ -58,7 +42,8 @@ class Request:
 class Snapshot:
     """Everything that clients read, at one moment; replaced as a whole. Numbers are of the running or last series.
 
-    `expected` 0: until it is stopped; `rate` in Hz over the last second, or of the whole series when it is over."""
+    `expected` 0: until it is stopped; `rate` in Hz over the last second, or of the whole series when it is over;
+    `readings` are the backend's parameters that have an alarm level."""
 
     state: State = State.CONNECTING
     status: str = "connecting to the hardware"
@@ -78,6 +63,8 @@ class Snapshot:
     rate: float = 0.0
     last_error: str = ""
     receiver_state: str = ""
+    readings: Mapping[str, float] = field(default_factory=dict)
+    trigger_modes: tuple[str, ...] = ()
 
     @property
     def progress(self) -> float:
@@ -114,7 +101,8 @@ class Acquisition:
         self._backend, self._receiver = backend, receiver
         self._allow_overwrite, self._trigger_timeout = allow_overwrite, trigger_timeout
         self._limits, self._changed = limits, changed
-        self.snapshot = Snapshot()
+        modes = tuple(mode.value for mode in TriggerMode if mode in backend.trigger_modes)
+        self.snapshot = Snapshot(trigger_modes=modes)
         self._wanted = Settings()
         self._configured: Settings | None = None  # what was asked for last; snapshot.settings is what came of it
         self._inbox: queue.Queue[Order] = queue.Queue()
@@ -140,7 +128,7 @@ class Acquisition:
         if self._thread.is_alive():
             log.error("the hardware does not return from a call; its thread is left behind")
 
-    # --- what users ask for -----------------------------------------------------------------------------------------
+    # --- what users ask for ------------------------------------------------------------------------------------------
 
     def arm(self, request: Request) -> None:
         """Begin a series: everything that can be checked is checked now, the rest goes on elsewhere."""
@@ -185,7 +173,7 @@ class Acquisition:
             raise ConfigError(f"TriggerMode: this detector has no {wanted.trigger_mode.value}; can be {names}")
         if self._away:
             self._wanted = wanted
-            self._inbox.put(Order(self._load_wanted))
+            self._inbox.put(Order(self._catch_up))
         else:
             self._ask(lambda: self._load(wanted), ", ".join(values))
             self._wanted = wanted
@@ -206,6 +194,10 @@ class Acquisition:
     def picture(self) -> Picture | None:
         """The newest image that the receiver has."""
         return self._receiver.last_frame() if self._receiver else None
+
+    def picture_number(self) -> int:
+        """Its number in its series; -1: there is none."""
+        return self._receiver.last_number() if self._receiver else -1
 
     def _ask(self, act: Callable[[], T], what: str, while_busy: bool = True) -> T:
         """Let the thread do it and wait for the answer, for a bounded time."""
@@ -230,7 +222,7 @@ class Acquisition:
             self._interrupter = thread
             thread.start()
 
-    # --- the thread -------------------------------------------------------------------------------------------------
+    # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._quit.is_set():
@@ -306,18 +298,16 @@ class Acquisition:
             return str(exc)
         return ""
 
-    # --- hardware and receiver while idle -----------------------------------------------------------------------------
+    # --- hardware and receiver while idle ----------------------------------------------------------------------------
 
     def _connect(self) -> None:
         try:
             info = self._backend.connect()
+            problem = ""
             self._configured = None
-            problem = self._load_wanted(at_start=True)
-            while self._configured != self._wanted:  # changed meanwhile
-                problem = self._load_wanted(at_start=True)
-        except ConfigError:
-            raise
-        except DaqError as exc:
+            while not self._is_loaded():  # again when somebody changes something meanwhile
+                problem = self._load_wanted()
+        except HardwareError as exc:
             self._lost(exc)
             return
         log.info("connected to %s %s", info.model, info.serial_number)
@@ -335,7 +325,8 @@ class Acquisition:
         """Is everything there still? Keeps the sentence of the last series."""
         try:
             status = self._backend.status()
-            if status.phase is Phase.ERROR and self.snapshot.state is not State.FAULT:
+            self._read()
+            if status.phase is Phase.ERROR:
                 raise HardwareError(status.message or "the hardware reports an error")
         except DaqError as exc:
             self._lost(exc)
@@ -351,6 +342,12 @@ class Acquisition:
                 self._enter(Event.RECEIVER_BACK, "ready")
             if self.snapshot.receiver_state != receiver.state:
                 self._publish(receiver_state=receiver.state)
+
+    def _read(self) -> None:
+        """What has an alarm level is read once a second: Tango looks at it whenever somebody asks for the state."""
+        readings = {p.name: p.get(self._backend) for p in self._backend.parameters if p.max_alarm is not None}
+        self._next_look = time.monotonic() + self._limits.retry
+        self._publish(readings=readings)
 
     def _ask_receiver(self) -> stats.Snapshot:
         if self._receiver is None:
@@ -369,12 +366,18 @@ class Acquisition:
         latency = self._backend.latency_time(accepted)
         self._publish(settings=accepted, shape=shape, dtype=dtype, latency=latency)
 
-    def _load_wanted(self, at_start: bool = False) -> str:
+    def _is_loaded(self) -> bool:
+        return self._configured == self._wanted
+
+    def _catch_up(self) -> None:
+        """Load what was asked for while the hardware was coming."""
+        if not self._away and self.snapshot.state not in BUSY and not self._is_loaded():
+            refused = self._load_wanted()
+            if refused:
+                self._publish(status=refused, last_error=refused)
+
+    def _load_wanted(self) -> str:
         """Load what was asked for while the hardware was away; returns what had to be left out, as a sentence."""
-        if self.snapshot.state in BUSY or (self._away and not at_start):
-            return ""
-        if self._configured == self._wanted:
-            return ""
         try:
             self._load(self._wanted)
             return ""
@@ -391,11 +394,9 @@ class Acquisition:
         self._load(good)
         self._wanted = good
         log.warning("%s", refused)
-        if not at_start:
-            self._publish(status=refused, last_error=refused)
         return refused
 
-    # --- orders -------------------------------------------------------------------------------------------------------
+    # --- orders ------------------------------------------------------------------------------------------------------
 
     def _accept(self, request: Request, live: bool) -> Series:
         """Check everything, then leave the idle state; the series itself begins after the caller has its answer."""
@@ -414,7 +415,7 @@ class Acquisition:
                 f"{name}: receiver {self._receiver_name} is {receiver.state}"
                 f"{' with ' + receiver.file if receiver.file else ''}; give the command Stop"
             )
-        if self._configured != self._wanted:
+        if not self._is_loaded():
             self._load(self._wanted)
         settings = self._live_settings() if live else self.snapshot.settings
         self._check_settings(settings)
@@ -534,7 +535,7 @@ class Acquisition:
         self._publish(status=problem or "ready", last_error=problem)
         self._next_look = 0.0
 
-    # --- a series -----------------------------------------------------------------------------------------------------
+    # --- a series ----------------------------------------------------------------------------------------------------
 
     def _take(self, series: Series) -> None:
         """One series, from the first word to the hardware until the receiver has closed its file."""
@@ -620,6 +621,8 @@ class Acquisition:
         while True:
             status = self._backend.status()
             now = time.monotonic()
+            if now >= self._next_look:
+                self._read()
             values: dict[str, Any] = {}
             if status.frames != self.snapshot.acquired:
                 values.update(acquired=status.frames, rate=self._measured(now, status.frames))
@@ -781,53 +784,3 @@ class Acquisition:
             text = f"{text}; {problem}"
             log.warning("%s", text)
         self._enter(Event.CLOSED, text, last_error=problem)
-
-
-class Progress:
-    """Are the frames coming that are due? Tell it what the hardware says; HardwareError when nothing moves any more."""
-
-    def __init__(self, series: Series, latency: float, limits: Limits, trigger_timeout: float) -> None:
-        self._settings, self._limits, self._live = series.settings, limits, series.live
-        self._series, self._trigger_timeout = series, trigger_timeout
-        self._period = max(series.settings.frame_time, series.settings.exposure_time + latency)
-        self._last = (-1, -1)
-        self._since = time.monotonic()
-
-    def see(self, status: Status, now: float) -> None:
-        if (status.frames, status.triggers) != self._last:
-            self._last, self._since = (status.frames, status.triggers), now
-        idle = now - self._since
-        counts = f"{status.frames} of {self._series.n_frames or 'endless'} frames"
-        if status.blocked:
-            if idle > self._limits.blocked:
-                raise HardwareError(f"the receiver has taken no frame for {idle:.0f} s ({counts} sent)")
-        elif self._frame_is_due(status):
-            limit = self._limits.silent + 2 * self._period
-            if idle > limit:
-                raise HardwareError(f"the hardware gave no frame for {limit:.3g} s ({counts} came)")
-        elif 0 < self._trigger_timeout < idle:
-            raise HardwareError(
-                f"no trigger for {self._trigger_timeout:g} s (property TriggerTimeout): {status.triggers} of "
-                f"{self._settings.n_starts} triggers, {counts} came; look at the cable and its source"
-            )
-
-    def _frame_is_due(self, status: Status) -> bool:
-        """Something has been started that is not finished; a gate may be as long as it likes."""
-        mode = self._settings.trigger_mode
-        if mode is TriggerMode.INTERNAL:
-            return True
-        if mode is TriggerMode.EXTERNAL_GATE:
-            return False
-        each = self._settings.frames_per_start
-        return status.frames < max(status.triggers, math.ceil(status.frames / each)) * each
-
-
-def parse_metadata(text: str) -> dict[str, Any]:
-    """The user's JSON object. ConfigError when it is none."""
-    try:
-        value = json.loads(text) if text.strip() else {}
-    except ValueError as exc:
-        raise ConfigError(f'Metadata: not JSON ({exc}); give an object such as {{"sample": "A1"}}') from exc
-    if not isinstance(value, dict):
-        raise ConfigError('Metadata: not a JSON object; give one such as {"sample": "A1"}')
-    return value

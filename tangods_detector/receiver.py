@@ -63,6 +63,10 @@ class Receiver(ABC):
         """The newest image; None before the first."""
 
     @abstractmethod
+    def last_number(self) -> int:
+        """Its frame number; -1 before the first."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of the connection."""
 
@@ -120,6 +124,11 @@ class TangoReceiver(Receiver):
             return None
         return Picture(int(number), image)
 
+    def last_number(self) -> int:
+        with self._asked("for its last image") as proxy:
+            number = proxy.read_attribute("LastImageNumber").value
+        return -1 if number is None else int(number)
+
     def close(self) -> None:
         self._proxy = None
 
@@ -174,6 +183,10 @@ class HttpReceiver(Receiver):
             return Picture(int(response.headers.get("X-Frame", 0)), array)
         except ValueError as exc:
             raise ReceiverError(f"receiver {self.name}: GET /last_frame: not an image: {exc}") from exc
+
+    def last_number(self) -> int:
+        picture = self.last_frame()
+        return picture.number if picture else -1
 
     def close(self) -> None:
         self._client.close()

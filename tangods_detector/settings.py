@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -106,3 +107,14 @@ class Series:
     def n_frames(self) -> int | None:
         """Frames expected; None when the series runs until it is stopped."""
         return None if self.live else self.settings.n_frames
+
+
+def parse_metadata(text: str) -> dict[str, Any]:
+    """The user's JSON object. ConfigError when it is none."""
+    try:
+        value = json.loads(text) if text.strip() else {}
+    except ValueError as exc:
+        raise ConfigError(f'Metadata: not JSON ({exc}); give an object such as {{"sample": "A1"}}') from exc
+    if not isinstance(value, dict):
+        raise ConfigError('Metadata: not a JSON object; give one such as {"sample": "A1"}')
+    return value

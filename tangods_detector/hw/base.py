@@ -77,6 +77,10 @@ class Backend(ABC):
     parameters: ClassVar[tuple[Parameter, ...]] = ()
 
     @abstractmethod
+    def __init__(self, options: Any) -> None:
+        """`options` is an instance of Options. Nothing is opened yet."""
+
+    @abstractmethod
     def connect(self) -> DetectorInfo:
         """Open the link and read what the hardware is."""
 
