@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from stat import S_ISREG
 from zlib import crc32
 
 import h5py
@@ -137,6 +138,9 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         fd = os.open(path, flags | os.O_CLOEXEC)
     except OSError as exc:
         raise ConfigError(f"cannot open {path}: {exc.strerror}") from exc
+    if not S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ConfigError(f"cannot open {path}: not a file")
     try:
         yield fd
     finally:
@@ -172,7 +176,7 @@ def _read_tree(h5: h5py.File, fd: int) -> _Known:
         identity=identity,
         places=places,
         layout=nexus.layout_of(data) if data is not None else None,
-        length=len(h5[nexus.detector_path(identity.dataset)]["frame_status"]),
+        length=max(len(a) for a in (h5[nexus.detector_path(identity.dataset)]["frame_status"], data) if a is not None),
         closed=bool(h5[identity.dataset.split("/")[0]]["end_time"][()].strip(b"\0")),
     )
 
@@ -259,7 +263,8 @@ def _mend(fd: int, known: _Known, scan: _Scan) -> tuple[int, list[tuple[int, int
             _push_horizon(fd, end)
         return start
 
-    catalogue = Catalogue(places, known.layout, known.length)
+    catalogue = Catalogue(places, known.layout, 0)  # 0: all lengths are written, a kill may have come between them
+    catalogue.extend(known.length)
     if known.layout is not None:
         catalogue.add(scan.headers, scan.addresses)
     for offset, data in catalogue.writes(place, last=True):
