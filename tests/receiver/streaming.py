@@ -11,6 +11,7 @@ import zmq
 from tangods_receiver import config
 from tangods_receiver.engine import Engine
 from tangods_receiver.protocol import stins
+from tangods_receiver.recovery import check
 from tests.waiting import wait_for
 
 DATASET = "entry/instrument/detector/data"
@@ -105,7 +106,9 @@ def read(path):
 
 
 def holds(path, numbers, length=None):
-    """The file holds exactly these frames, each in its place; the others are 0."""
+    """The file holds exactly these frames, each in its place, the others are 0; its books fit."""
+    report = check(Path(path))
+    assert report.ok, report.problems
     data, _ = read(path)
     numbers = set(numbers)
     assert len(data) == (length if length is not None else max(numbers, default=-1) + 1)

@@ -1,16 +1,20 @@
 """The engine with real sockets and real files: every fault a stream can have, and how the series ends."""
 
+import bz2
 import errno
 import os
 import threading
+from pathlib import Path
 
+import fabio
+import numpy as np
 import psutil
 import pytest
 import zmq
 
-from tangods_receiver import config, reception
+from tangods_receiver import codecs, config, reception
 from tangods_receiver.engine import Engine
-from tangods_receiver.errors import ConfigError, WriteError
+from tangods_receiver.errors import ConfigError, StreamError, WriteError
 from tangods_receiver.protocol import stins
 from tangods_receiver.seriesfile import SeriesFile
 from tangods_receiver.source import Worker
@@ -676,3 +680,48 @@ def test_http_address_in_use(tmp_path, sender):
         settings = config.make({"endpoints": [sender.endpoint], "root": tmp_path, "http": f"127.0.0.1:{port}"})
         with pytest.raises(ConfigError, match=str(port)):
             Engine(settings).__enter__()
+
+
+# --- compressed images -----------------------------------------------------------------------------------------------
+
+
+def test_bslz4_is_stored_as_it_came(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=5, shape=SHAPE, dtype="uint16", codec="bslz4")
+    for number in range(5):
+        head = stins.encode_frame_header(number, SHAPE, "uint16", "bslz4", sender.serial, series=1)
+        sender.parts([head, codecs.compress("bslz4", image(number))])
+    assert wait_closed(engine, 1).written == 5
+    assert holds(tmp_path / "a.h5", range(5))
+    assert (engine.last_frame().array == image(4)).all()
+
+
+def test_damaged_pixels_do_not_hurt_the_live_view(tmp_path, sender, engine):
+    sender.start("", series=1, nframes=1)
+    data = bytearray(codecs.compress("bslz4", image(0)))
+    data[12:16] = b"\xff\xff\xff\xff"
+    sender.parts([stins.encode_frame_header(0, SHAPE, "uint16", "bslz4", sender.serial, series=1), data])
+    wait_closed(engine, 1)
+    with pytest.raises(StreamError, match="bslz4"):
+        engine.last_frame()
+
+
+PILATUS = sorted((Path(__file__).parents[3] / "shared/data").glob("pilatus3_6m_*.cbf.bz2"))
+
+
+@pytest.mark.skipif(not PILATUS, reason="the Pilatus images are not at hand")
+def test_real_pilatus_images_are_stored_as_fabio_decodes_them(tmp_path, sender, engine):
+    images = [bz2.decompress(path.read_bytes()) for path in PILATUS]
+    pixels = []
+    for data in images:
+        (tmp_path / "one.cbf").write_bytes(data)
+        with fabio.open(tmp_path / "one.cbf") as opened:
+            pixels.append(opened.data)
+    sender.start(tmp_path / "a.h5", nframes=3, shape=pixels[0].shape, dtype="int32", codec="cbf")
+    for number, data in enumerate(images):
+        sender.parts([stins.encode_frame_header(number, pixels[0].shape, "int32", "cbf", sender.serial), data])
+    sender.parts([stins.encode_frame_header(1, pixels[0].shape, "int32", "cbf", sender.serial), images[0][:-9000]])
+    s = wait_closed(engine, 1)
+    assert (s.written, s.missing) == (3, 0)
+    data, _ = read(tmp_path / "a.h5")
+    assert data.dtype == "int32" and (data == np.stack(pixels)).all()
+    assert (engine.last_frame().array == pixels[2]).all()
