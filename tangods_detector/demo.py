@@ -66,9 +66,11 @@ def _start_servers(console: Console, local: LocalTango, output: Path, options: l
     _put(local, "Detector", DETECTOR, {"Backend": "simulator", "BackendOptions": options, "Receiver": RECEIVER})
     local.start("Detector/demo")
     detector = local.device(DETECTOR)
-    # the simulator's stream is on a free port, which the receiver's property then names
+    # the simulator's stream is on a free port, which the properties of both then name
     _wait_for("the detector's stream", lambda: list(detector.Endpoints or []))
-    _put(local, "StreamReceiver", RECEIVER, {"Root": str(output), "Endpoints": list(detector.Endpoints), "Http": ""})
+    (endpoint,) = detector.Endpoints
+    _put(local, "Detector", DETECTOR, {"BackendOptions": [*options, f"port = {endpoint.rpartition(':')[2]}"]})
+    _put(local, "StreamReceiver", RECEIVER, {"Root": str(output), "Endpoints": endpoint, "Http": ""})
     local.start("StreamReceiver/demo")
     _wait_for(f"{DETECTOR} to be ON", lambda: detector.state() == tango.DevState.ON, lambda: detector.status())
     console.print(f"[bold]2.[/] Detector {DETECTOR} and StreamReceiver {RECEIVER} run, each in a process of its own")

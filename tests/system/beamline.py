@@ -53,6 +53,8 @@ class Beamline:
         self.local.start(f"Detector/{self.instance}")
         self.detector = self.local.device(self.detector_name)
         endpoints = wait_for("the detector's stream", lambda: list(self.detector.Endpoints or []))
+        self.options.append(f"port = {endpoints[0].rpartition(':')[2]}")  # the same after a restart
+        self.put("Detector", self.detector_name, BackendOptions=self.options)
         self.put("StreamReceiver", self.receiver_name, Root=str(self.root), Endpoints=endpoints)
         self.put("StreamReceiver", self.receiver_name, **self.receiver_properties)
         self.start_receiver()
