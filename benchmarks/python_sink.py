@@ -32,7 +32,7 @@ def h5py_loop(socket: zmq.Socket) -> int:
 
 
 def flat_file(socket: zmq.Socket) -> int:
-    """Frames in batches behind each other, no index, no books: nothing in Python can be quicker."""
+    """Frames in batches behind each other, no index, no books: about what Python costs at least."""
     start = orjson.loads(socket.recv_multipart()[0])
     fd = os.open(start["filename"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     print("opened", flush=True)
