@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -196,8 +197,7 @@ def _lock_exclusive(fd: int, path: Path) -> None:
 
 def _scan(fd: int, nonce: int, progress: Progress | None = None) -> _Scan:
     """Walk through the records; where there is none, look for the next magic, skipping holes of sparse files."""
-    headers: list[bytes] = []
-    addresses: list[int] = []
+    headers, addresses = bytearray(), array("Q")
     offset = end = torn = 0
     size = os.fstat(fd).st_size
     while (header_at := _next_magic(fd, offset, size)) is not None:
@@ -209,14 +209,14 @@ def _scan(fd: int, nonce: int, progress: Progress | None = None) -> _Scan:
         if os.pread(fd, TRAILER_SIZE, header_at + HEADER_SIZE + payload) != trailer_of(header):
             torn += 1
             continue
-        headers.append(header)
+        headers += header
         addresses.append(header_at + HEADER_SIZE)
         offset = end = header_at + record_size(payload)
-        if progress and not len(headers) % 1000:
+        if progress and not len(addresses) % 1000:
             progress(offset, size)
     if progress:
         progress(size, size)
-    return _Scan(np.frombuffer(b"".join(headers), HEADER), np.array(addresses, np.uint64), end, torn)
+    return _Scan(np.frombuffer(bytes(headers), HEADER), np.array(addresses, np.uint64), end, torn)
 
 
 def _next_magic(fd: int, offset: int, size: int) -> int | None:
@@ -339,54 +339,61 @@ def _end_problems(fd: int, known: _Known) -> list[str]:
 
 def _index_problems(fd: int, h5: h5py.File, known: _Known, scan: _Scan, progress: Progress | None) -> list[str]:
     """The index against the records, and each frame decoded."""
-    records = {
-        (int(h["frame"]), int(h["module"])): (int(a), int(h["size"]))
-        for h, a in zip(scan.headers[::-1], scan.addresses[::-1], strict=True)
-    }
     if known.layout is None:
-        return ["there are records, but no images"] if records else []
-    data = h5[known.identity.dataset]
-    indexed: dict[tuple[int, int], tuple[int, int]] = {}
+        return ["there are records, but no images"] if len(scan.headers) else []
+    data, modules = h5[known.identity.dataset], known.layout.modules
+    recorded = scan.headers["frame"].astype(np.int64) * modules + scan.headers["module"]
+    indexed, addresses, sizes = _index(data, modules)
+    problems = _some("record is not in the index", np.setdiff1d(recorded, indexed), modules)
+    problems += _some("chunk in the index has no record", np.setdiff1d(indexed, recorded), modules)
+    both, _, at = np.intersect1d(recorded, indexed, return_indices=True)
+    order = np.argsort(scan.addresses)
+    nearest = order[np.searchsorted(scan.addresses, addresses[at], sorter=order).clip(max=len(order) - 1)]
+    # A repeated frame has several records: the index must point at one of them, with its size.
+    right = scan.addresses[nearest] == addresses[at]
+    right &= (scan.headers["size"][nearest] == sizes[at]) & (recorded[nearest] == both)
+    problems += _some("index does not point at a record of it", both[~right], modules)
+    problems += _some("payload differs from its checksum", recorded[_bad_payloads(fd, scan)], modules)
+    return problems + _some("cannot be decoded", _undecodable(data, both, modules, progress), modules)
+
+
+def _index(data: h5py.Dataset, modules: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Position, address and size of every chunk that HDF5 finds, by position."""
+    found = array("Q")
 
     def note(chunk: h5py.h5d.StoreInfo) -> None:
-        frame, module = chunk.chunk_offset[0], chunk.chunk_offset[1] if data.ndim == 4 else 0
-        indexed[frame, module] = (chunk.byte_offset, chunk.size)
+        at = chunk.chunk_offset
+        found.extend((at[0] * modules + (at[1] if data.ndim == 4 else 0), chunk.byte_offset, chunk.size))
 
     data.id.chunk_iter(note)
-    problems = _some("record is not in the index", sorted(records.keys() - indexed.keys()))
-    problems += _some("chunk in the index has no record", sorted(indexed.keys() - records.keys()))
-    both = sorted(records.keys() & indexed.keys())
-    whole = {(int(a), int(h["size"])) for h, a in zip(scan.headers, scan.addresses, strict=True)}
-    problems += _some("index does not point at a record", [key for key in both if indexed[key] not in whole])
-    problems += _some("payload differs from its checksum", _bad_payloads(fd, scan))
-    return problems + _some("cannot be decoded", _undecodable(data, both, progress))
+    table = np.array(found, np.uint64).reshape(-1, 3)
+    return table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
 
 
-def _bad_payloads(fd: int, scan: _Scan) -> list[tuple[int, int]]:
-    """Frame and module of records whose payload CRC is there and wrong."""
+def _bad_payloads(fd: int, scan: _Scan) -> list[int]:
+    """Which records have a payload CRC that is wrong."""
     bad = []
-    for i in np.flatnonzero(scan.headers["flags"] & PAYLOAD_CRC):
+    for i in np.flatnonzero(scan.headers["flags"] & PAYLOAD_CRC).tolist():
         header = scan.headers[i]
         if crc32(os.pread(fd, int(header["size"]), int(scan.addresses[i]))) != header["payload_crc"]:
-            bad.append((int(header["frame"]), int(header["module"])))
+            bad.append(i)
     return bad
 
 
-def _undecodable(
-    data: h5py.Dataset, keys: Sequence[tuple[int, int]], progress: Progress | None
-) -> list[tuple[int, int]]:
+def _undecodable(data: h5py.Dataset, positions: NDArray, modules: int, progress: Progress | None) -> NDArray:
     bad = []
-    for done, (frame, module) in enumerate(keys, 1):
+    for done, position in enumerate(positions.tolist(), 1):
+        frame, module = divmod(position, modules)
         try:
             if frame >= len(data):
-                bad.append((frame, module))
+                bad.append(position)
             else:
                 data[(frame, module) if data.ndim == 4 else frame]
         except (OSError, RuntimeError):
-            bad.append((frame, module))
-        if progress and (not done % 100 or done == len(keys)):
-            progress(done, len(keys))
-    return bad
+            bad.append(position)
+        if progress and (not done % 100 or done == len(positions)):
+            progress(done, len(positions))
+    return np.array(bad, np.int64)
 
 
 def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
@@ -418,9 +425,13 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
     return problems
 
 
-def _some(what: str, keys: Sequence[tuple[int, int]]) -> list[str]:
-    shown = [f"frame {frame}{f', module {module}' if module else ''}: {what}" for frame, module in keys[:_SHOWN]]
-    return shown + ([f"... and {len(keys) - _SHOWN} more: {what}"] if len(keys) > _SHOWN else [])
+def _some(what: str, positions: NDArray, modules: int) -> list[str]:
+    """One sentence for each of these frames (or modules), the first few of them."""
+    shown = []
+    for position in positions[:_SHOWN].tolist():
+        frame, module = divmod(position, modules)
+        shown.append(f"frame {frame}{f', module {module}' if modules > 1 else ''}: {what}")
+    return shown + ([f"... and {len(positions) - _SHOWN} more: {what}"] if len(positions) > _SHOWN else [])
 
 
 def _first(numbers: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -39,9 +40,10 @@ __all__ = ["Books", "FileHeader", "ImageLayout", "Record", "SeriesFile"]
 log = logging.getLogger(__name__)
 
 IOV_MAX = 1024
-RESERVE = 256 << 10  # bytes set aside at a time for the index, so that a full disk still commits
-RANGES = 1024  # ranges of missing frames that closing has room for, also on a full disk
-SLACK = 64 << 10  # for leaves that are written twice: by this commit, and by the next for batches that come meanwhile
+FIRST_RESERVE = 128 << 10  # bytes set aside for the index, so that a full disk still commits; each file has these
+RESERVE = 512 << 10  # the next ones
+RANGES = 256  # ranges of missing frames that closing has room for, also on a full disk
+SLACK = 32 << 10  # for leaves that are written twice: by this commit, and by the next for batches that come meanwhile
 MARGIN = 64 << 20  # the horizon lies this much beyond what is expected
 UNKNOWN = 1 << 40  # horizon of a series of unknown size; who holds the file open cannot follow beyond it
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
@@ -146,7 +148,7 @@ class SeriesFile:
         self._size = self._eof = 0
         self._reserve = self._reserve_end = 0
         self._committed_end = self._end
-        self._extend(_horizon(self._header.nframes, self.layout, self._end), at_least=self._end + 2 * RESERVE)
+        self._extend(_horizon(self._header.nframes, self.layout, self._end), at_least=self._end + 2 * FIRST_RESERVE)
         self._eof = self._size
         field = slice(h5fields.END_OF_FILE, h5fields.END_OF_FILE + 8)
         start = bytearray(image)
@@ -198,8 +200,12 @@ class SeriesFile:
         self._highest = max(self._highest, (max(batch.blocks) + 1) * self._places.block)
         if not (batch.leaves <= self._leaves and batch.blocks <= self._blocks):
             leaves, blocks = self._leaves | batch.leaves, self._blocks | batch.blocks
-            self._keep_reserve(self._catalogue.cost(len(leaves), self._catalogue.new_blocks(blocks), self._highest))
+            self._keep_reserve(self._cost(leaves, blocks))
             self._leaves, self._blocks = leaves, blocks
+
+    def _cost(self, leaves: set[int], blocks: set[int]) -> int:
+        """Bytes that indexing these takes at most."""
+        return self._catalogue.cost(len(leaves), self._catalogue.new_blocks(blocks), self._highest)
 
     def _keep_reserve(self, needed: int = 0) -> None:
         """Have at least this many bytes (and what closing needs) allocated on the disk for the index."""
@@ -207,7 +213,7 @@ class SeriesFile:
         if self._reserve_end - self._reserve >= needed:
             return
         try:
-            self._new_reserve(max(RESERVE, 2 * needed))
+            self._new_reserve(max(RESERVE if self._reserve else FIRST_RESERVE, 2 * needed))
         except OSError:
             self._new_reserve(needed)  # nearly full: no more than this
 
@@ -275,6 +281,8 @@ class SeriesFile:
             outstanding = [*self._inflight, *self._done]
             self._leaves = set().union(*(batch.leaves for batch in outstanding))
             self._blocks = set().union(*(batch.blocks for batch in outstanding))
+            with suppress(OSError):  # a full disk: the next append will say so
+                self._keep_reserve(self._cost(self._leaves, self._blocks))
         self._write_todo()
 
     def _horizon_writes(self) -> Iterator[Write]:
