@@ -304,7 +304,10 @@ class StreamReceiver(Device):
             self._watcher.join(CLOSE_LIMIT)
             self._watcher = None
         if engine:
-            closer = threading.Thread(target=engine.__exit__, args=(None, None, None), name="close engine")
+            # daemon=False is not the default here: it is inherited from Tango's thread
+            closer = threading.Thread(
+                target=engine.__exit__, args=(None, None, None), name="close engine", daemon=False
+            )
             closer.start()
             closer.join(CLOSE_LIMIT)
             if closer.is_alive():

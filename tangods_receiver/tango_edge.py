@@ -223,11 +223,14 @@ class EventPusher:
 
     @staticmethod
     def _pushed(name: str, call: Callable[[], None]) -> bool:
-        """False: the device was busy for 3.2 s, try again. A value that Tango refuses is logged and given up."""
+        """False: try again, the device was busy for 3.2 s or is not exported yet. A value that Tango refuses is logged and given up."""
         try:
             call()
         except tango.DevFailed as exc:
-            if exc.args[0].reason == "API_CommandTimedOut":
+            reason = exc.args[0].reason
+            if reason == "API_DeviceNotFound":  # the server is still starting: nobody can have subscribed yet
+                time.sleep(0.05)
+            if reason in ("API_CommandTimedOut", "API_DeviceNotFound"):
                 return False
             log.error("event of %s not pushed: %s", name, exc.args[0].desc)
         except Exception:  # outermost loop of this thread: one wrong value must not end all events

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,6 @@ import httpx
 import numpy as np
 import pytest
 import tango
-import zmq
 from tango import DevState
 from tango.test_context import DeviceTestContext
 
@@ -22,62 +22,29 @@ from tangods_receiver.config import make
 from tangods_receiver.device import SHOWN, StreamReceiver, file_and_size, in_property_names, status_text
 from tangods_receiver.engine import Engine
 from tangods_receiver.errors import ConfigError
-from tangods_receiver.protocol import stins
+from tangods_receiver.reception import Reception
 from tangods_receiver.stats import Snapshot
+from tests.receiver.streaming import DATASET, Sender, image
 from tests.waiting import wait_for
 
 IDLE = (DevState.ON, DevState.ALARM)
-DATASET = "entry/instrument/detector/data"
 
 
-class Sender:
-    """A detector's stream: a bound PUSH socket and its message counter."""
-
-    def __init__(self) -> None:
-        self._context = zmq.Context()
-        self._push = self._context.socket(zmq.PUSH)
-        self._push.linger = 0
-        self._push.sndtimeo = 10_000
-        self.endpoint = f"tcp://127.0.0.1:{self._push.bind_to_random_port('tcp://127.0.0.1')}"
-        self._serial = -1
-
-    def start(self, series: int, filename: str, nframes: int | None = None) -> None:
-        self._send(stins.encode_start(filename, self._next(), series=series, nframes=nframes))
-
-    def frame(self, series: int, number: int, shape: tuple[int, int] = (4, 6)) -> None:
-        header = stins.encode_frame_header(number, shape, "uint16", "none", self._next(), series=series)
-        self._send([header, np.full(shape, number + 1, np.uint16).tobytes()])
-
-    def end(self, series: int) -> None:
-        self._send(stins.encode_end(self._next(), series=series))
-
-    def series(self, series: int, filename: str, nframes: int, lose: int | None = None) -> None:
-        self.start(series, filename, nframes)
-        for number in range(nframes):
-            if number != lose:
-                self.frame(series, number)
-        self.end(series)
-
-    def raw(self, *parts: bytes) -> None:
-        self._send(list(parts))
-
-    def close(self) -> None:
-        self._push.close()
-        self._context.term()
-
-    def _next(self) -> int:
-        self._serial += 1
-        return self._serial
-
-    def _send(self, parts: list[bytes]) -> None:
-        self._push.send_multipart(parts)
+def send(sender: Sender, series: int, path: Path, numbers: Iterable[int], nframes: int = 5) -> None:
+    """A series whose end is sent, with these of its frames."""
+    sender.start(path, series, nframes=nframes)
+    for number in range(nframes):
+        if number in numbers:
+            sender.frame(number)
+        else:
+            sender.lose()
+    sender.end()
 
 
 @pytest.fixture
 def sender():
-    sender = Sender()
-    yield sender
-    sender.close()
+    with Sender() as sender:
+        yield sender
 
 
 @pytest.fixture
@@ -143,14 +110,13 @@ def test_a_series_is_written_and_everything_is_shown(device, sender, tmp_path):
     assert device.Status() == "Idle"
     assert (device.SeriesOpened, device.SeriesClosed, device.LastFile) == (0, 0, "")
     path = str(tmp_path / "a.h5")
-    sender.start(41, path, 10)
+    sender.start(path, 41, nframes=10)
     wait_for(lambda: device.SeriesOpened == 41)
     assert device.State() == DevState.RUNNING
     assert device.Status() == f"Series 41 into {path}"
     assert device.CurrentFile == path
-    for number in range(10):
-        sender.frame(41, number)
-    sender.end(41)
+    sender.frames(range(10))
+    sender.end()
     wait_closed(device, 41)
     assert device.State() == DevState.ON
     assert (device.CurrentFile, device.LastFile) == ("", path)
@@ -165,28 +131,28 @@ def test_a_series_is_written_and_everything_is_shown(device, sender, tmp_path):
     assert device.LastError == ""
     wait_for(lambda: device.Durable)
     with h5py.File(path) as file:
-        np.testing.assert_array_equal(file[DATASET][:, 0, 0], np.arange(1, 11))
+        np.testing.assert_array_equal(file[DATASET], [image(k) for k in range(10)])
 
 
 def test_the_last_image(device, sender):
     assert device.LastImageNumber == -1
     empty = device.read_attribute("LastImage")
     assert empty.value is None or empty.value.size == 0
-    sender.start(1, "")
-    sender.frame(1, 7, (5, 3))
+    sender.start("", 1)
+    sender.frame(7)
     wait_for(lambda: device.LastImageNumber == 7)
-    np.testing.assert_array_equal(device.LastImage, np.full((5, 3), 8))
+    np.testing.assert_array_equal(device.LastImage, image(7))
     assert device.LastImage.dtype == np.float32
-    sender.end(1)
+    sender.end()
 
 
 def test_missing_frames_are_a_warning_and_no_fault(device, sender, tmp_path):
-    sender.series(1, str(tmp_path / "a.h5"), 5, lose=2)
+    send(sender, 1, tmp_path / "a.h5", {0, 1, 3, 4})
     wait_closed(device, 1)
     assert device.State() == DevState.ALARM
     assert device.read_attribute("nFramesMissing").quality == tango.AttrQuality.ATTR_WARNING
     assert "1 missing" in device.Status()
-    sender.series(2, str(tmp_path / "b.h5"), 5)
+    send(sender, 2, tmp_path / "b.h5", range(5))
     wait_closed(device, 2)
     assert device.State() == DevState.ON
     assert device.nFramesMissing == 0
@@ -194,20 +160,20 @@ def test_missing_frames_are_a_warning_and_no_fault(device, sender, tmp_path):
 
 def test_stop_keeps_what_came(device, sender, tmp_path):
     device.Stop()  # idle: harmless
-    sender.start(1, str(tmp_path / "a.h5"), 100)
-    sender.frame(1, 0)
+    sender.start(tmp_path / "a.h5", 1, nframes=100)
+    sender.frame(0)
     wait_for(lambda: device.nFramesWritten == 1)
     device.Stop()
     wait_closed(device, 1)
     assert device.State() in IDLE
     assert device.nFramesMissing == 99
     with h5py.File(tmp_path / "a.h5") as file:
-        assert file[DATASET][0, 0, 0] == 1
+        np.testing.assert_array_equal(file[DATASET][0], image(0))
 
 
 def test_an_error_is_a_fault_until_reset(device, sender, tmp_path):
     (tmp_path / "taken.h5").write_bytes(b"mine")
-    sender.series(1, str(tmp_path / "taken.h5"), 3)
+    send(sender, 1, tmp_path / "taken.h5", range(5))
     wait_for(lambda: device.State() == DevState.FAULT)
     assert "taken.h5" in device.Status() and device.LastError in device.Status()
     assert device.nFramesWritten == 0, "attributes stay readable"
@@ -215,18 +181,18 @@ def test_an_error_is_a_fault_until_reset(device, sender, tmp_path):
     device.Reset()
     wait_for(lambda: device.State() in IDLE)
     assert device.LastError == ""
-    sender.series(2, str(tmp_path / "b.h5"), 3)
+    send(sender, 2, tmp_path / "b.h5", range(5))
     wait_closed(device, 2)
     assert device.State() == DevState.ON
     assert (tmp_path / "taken.h5").read_bytes() == b"mine"
 
 
 def test_garbage_is_a_fault_and_good_frames_are_still_written(device, sender, tmp_path):
-    sender.start(1, str(tmp_path / "a.h5"), 2)
-    sender.frame(1, 0)
-    sender.raw(b"\x80no json")
-    sender.frame(1, 1)
-    sender.end(1)
+    sender.start(tmp_path / "a.h5", 1, nframes=2)
+    sender.frame(0)
+    sender.parts([b"\x80no json"])
+    sender.frame(1)
+    sender.end()
     wait_closed(device, 1)
     assert device.State() == DevState.FAULT
     assert "JSON" in device.LastError
@@ -263,14 +229,14 @@ def test_everything_but_the_image_is_pushed(device, sender, tmp_path):
     try:
         wait_for(lambda: set(seen) >= {name.lower() for name in names})
         path = str(tmp_path / "a.h5")
-        sender.start(1, path, 200)
+        sender.start(path, 1, nframes=200)
         wait_for(lambda: seen["state"][-1] == DevState.RUNNING)
         wait_for(lambda: seen["status"][-1] == f"Series 1 into {path}")
         began = time.monotonic()
         for number in range(200):
-            sender.frame(1, number)
-            time.sleep(0.003)
-        sender.end(1)
+            sender.frame(number)
+            time.sleep(0.003)  # 0.6 s in all, so that many values come between two events
+        sender.end()
         wait_for(lambda: seen["nframeswritten"][-1] == 200)
         wait_for(lambda: seen["state"][-1] == DevState.ON)
         wait_for(lambda: (seen["seriesclosed"][-1], seen["lastfile"][-1]) == (1, path))
@@ -348,7 +314,7 @@ def test_properties_are_read_again(properties, sender, tmp_path, command):
         root.mkdir()
         device.command_inout(command)
         assert device.State() == DevState.ON
-        sender.series(1, str(root / "a.h5"), 3)
+        send(sender, 1, root / "a.h5", range(5))
         wait_closed(device, 1)
 
 
@@ -371,8 +337,8 @@ def test_http_of_the_engine(device, sender):
 
 @pytest.mark.parametrize("how", ["Init", "DevRestart"])
 def test_init_closes_the_open_file_and_starts_again(device, sender, tmp_path, how):
-    sender.start(1, str(tmp_path / "a.h5"), 100)
-    sender.frame(1, 0)
+    sender.start(tmp_path / "a.h5", 1, nframes=100)
+    sender.frame(0)
     wait_for(lambda: device.nFramesWritten == 1)
     began = time.monotonic()
     if how == "Init":
@@ -381,10 +347,10 @@ def test_init_closes_the_open_file_and_starts_again(device, sender, tmp_path, ho
         tango.DeviceProxy(device.adm_name()).DevRestart(device.dev_name())
     assert time.monotonic() - began < 2.5
     with h5py.File(tmp_path / "a.h5") as file:
-        assert file[DATASET][0, 0, 0] == 1
+        np.testing.assert_array_equal(file[DATASET][0], image(0))
         assert file[DATASET].parent["frames_received"][()] == 1
     wait_for(lambda: device.State() == DevState.ON)
-    sender.series(2, str(tmp_path / "b.h5"), 5)
+    send(sender, 2, tmp_path / "b.h5", range(5))
     wait_closed(device, 2)
     assert device.nFramesWritten == 5
 
@@ -394,8 +360,8 @@ def test_the_end_of_the_server_closes_the_open_file(properties, sender, tmp_path
     context = DeviceTestContext(StreamReceiver, process=True, properties=properties)
     context.start()
     device = context.device
-    sender.start(1, str(tmp_path / "a.h5"), 100)
-    sender.frame(1, 0)
+    sender.start(tmp_path / "a.h5", 1, nframes=100)
+    sender.frame(0)
     wait_for(lambda: device.nFramesWritten == 1)
     began = time.monotonic()
     if how == "Kill":
@@ -406,6 +372,35 @@ def test_the_end_of_the_server_closes_the_open_file(properties, sender, tmp_path
     assert context.thread.exitcode == 0
     assert time.monotonic() - began < 3
     with contextlib.suppress(tango.ConnectionFailed):  # nobody to stop any more
+        context.stop()
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file[DATASET].parent["frames_received"][()] == 1
+
+
+def test_slow_storage_does_not_hold_init_up_and_the_process_waits_for_the_file(
+    properties, sender, tmp_path, monkeypatch
+):
+    abandon = Reception.abandon
+
+    def slow(reception, reason):  # the last thing before the file is closed
+        time.sleep(1.5)
+        abandon(reception, reason)
+
+    monkeypatch.setattr(Reception, "abandon", slow)  # the server's process is forked from this one
+    monkeypatch.setattr("tangods_receiver.device.CLOSE_LIMIT", 0.2)
+    context = DeviceTestContext(StreamReceiver, process=True, properties={**properties, "Http": ""})
+    context.start()
+    began = time.monotonic()
+    context.device.Init()
+    assert time.monotonic() - began < 1.4
+    wait_for(lambda: context.device.State() == DevState.ON)
+    sender.start(tmp_path / "a.h5", 1, nframes=100)
+    sender.frame(0)
+    wait_for(lambda: context.device.nFramesReceived == 1)
+    os.kill(context.thread.pid, signal.SIGTERM)
+    context.thread.join(10)
+    assert context.thread.exitcode == 0
+    with contextlib.suppress(tango.ConnectionFailed):
         context.stop()
     with h5py.File(tmp_path / "a.h5") as file:
         assert file[DATASET].parent["frames_received"][()] == 1
@@ -424,7 +419,8 @@ def test_thirty_inits_leave_threads_and_descriptors_as_they_were(properties, tmp
         before = counts()
         for _ in range(30):
             device.Init()
-        wait_for(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
+        # omniORB's own pool grows and shrinks by a few; a leak would be thirty
+        wait_for(lambda: all(now < then + 10 for now, then in zip(counts(), before, strict=True)))
 
 
 # --- an engine elsewhere ---------------------------------------------------------------------------------------------
@@ -449,14 +445,14 @@ def test_an_engine_elsewhere_is_shown_and_commanded(sender, tmp_path, elsewhere)
         good = str(tmp_path / "a.h5")
         assert device.CheckFile([good, "10"]) == ""
         assert str(tmp_path) in device.CheckFile(["/elsewhere.h5"])
-        sender.start(5, good, 10)
-        sender.frame(5, 0)
+        sender.start(good, 5, nframes=10)
+        sender.frame(0)
         wait_for(lambda: device.State() == DevState.RUNNING and device.nFramesWritten == 1)
-        np.testing.assert_array_equal(device.LastImage, np.ones((4, 6)))
+        np.testing.assert_array_equal(device.LastImage, image(0))
         device.Stop()
         wait_closed(device, 5)
         wait_for(lambda: device.State() in IDLE)
-        sender.raw(b"?")
+        sender.parts([b"?"])
         wait_for(lambda: device.State() == DevState.FAULT)
         device.Reset()
         wait_for(lambda: device.State() in IDLE)
