@@ -75,6 +75,10 @@ class Reception:
             series = self._enter(start)
         with self._storage("creating", series):
             failure = self._create(series)
+        if failure:
+            log.error("series %d not opened: %s", series.id, failure)
+        else:
+            log.info("series %d opened %s", series.id, series.file.path if series.file else "(no file)")
         with self._changed:
             series.ready = True
             if failure:
@@ -84,10 +88,6 @@ class Reception:
                 self._opened = series.id
                 self._error, self._serious = "", False
             self._change()
-        if failure:
-            log.error("series %d not opened: %s", series.id, failure)
-        else:
-            log.info("series %d opened %s", series.id, series.file.path if series.file else "(no file)")
 
     def frames(self, worker: int, frames: Sequence[Frame]) -> None:
         """Frames came: write what belongs to the open series, count the rest. Returns when that is done."""

@@ -313,7 +313,7 @@ class Series:
             return reason or "complete"
         expected = self.expected()
         of = f"{missing} of {expected}" if expected is not None else str(missing)
-        lost = f"{of} frames missing: {_ranges(self.missing)}"
+        lost = f"{of} frames missing: {_ranges(self.missing)}{_shared(self.missing)}"
         return f"{reason}; {lost}" if reason else lost
 
     def known_missing(self) -> int:
@@ -353,6 +353,14 @@ def _restarted_from(start: SeriesStart, previous: Series | None) -> int | None:
 
 def _size(shape: Sequence[Any]) -> str:
     return " x ".join(str(n) for n in shape)
+
+
+def _shared(ranges: ledgers.Ranges) -> str:
+    """Every second, third or fourth frame is there: a stream shared out among several clients."""
+    gaps = [after[0] - before[0] for before, after in zip(ranges, ranges[1:], strict=False)]
+    if len(gaps) >= 5 and len(set(gaps)) == 1 and gaps[0] <= 4:
+        return "; does another client pull from this stream?"
+    return ""
 
 
 def _ranges(ranges: ledgers.Ranges, most: int = 5) -> str:

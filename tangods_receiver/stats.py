@@ -11,6 +11,7 @@ from typing import Any
 class Tally:
     """Counters of one thread for one series; only that thread writes them.
 
+    What is counted are images as they come: where a stream sends the modules of an image one by one, each counts.
     The books balance: received == written + repeated + foreign + rejected + discarded."""
 
     received: int = 0

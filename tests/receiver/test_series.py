@@ -244,6 +244,13 @@ def test_when_nothing_comes():
     assert "nothing came" in series.close().end_reason
 
 
+@pytest.mark.parametrize("came, shared", [(range(0, 40, 2), True), (range(0, 40, 4), True), (range(0, 40, 9), False)])
+def test_a_second_client_shows_in_the_pattern(came, shared):
+    series = opened(SeriesStart("", nframes=40))
+    series.admit([frame(n) for n in came], 0)
+    assert ("another client" in series.close().end_reason) == shared
+
+
 def test_announced_shape_wins_over_the_first_frame():
     series = opened(SeriesStart("", shape=(2, 2), dtype="uint16"))
     series.admit([frame(0), frame(0, shape=(2, 2), dtype="uint16", data=bytes(8))], 0)
