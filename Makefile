@@ -34,10 +34,10 @@ format: .venv/.test
 	@ruff format . && ruff check --fix .
 
 .venv/.demo: $(ENV_SOURCES)
-	@resources/make-env itango $@
+	@resources/make-env demo $@
 
 .venv/.test: $(ENV_SOURCES)
-	@resources/make-env itango,test $@
+	@resources/make-env test $@
 
 apt-test:
 	@resources/install-apt test

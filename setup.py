@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tangods_receiver/__init__.py").read_text()).group(1)
 
 BENCH = ["psutil", "rich"]
+DEMO = ["itango==0.3.0", "matplotlib"]
 TEST = [
     "fabio",  # an independent CBF decoder
     "h5grove",  # h5web's reader
@@ -57,14 +58,15 @@ setup(
         "PyYAML",
         "pyzmq",
         "rich",
+        "starlette",
         "uvicorn",
     ],
     extras_require={
         "bench": BENCH,
+        "demo": DEMO,  # its picture, and a shell to go on with
         "gui": ["PyQt5==5.15.11", "silx[full-no-qt]==3.1.3", "taurus==5.4.1", "taurus_pyqtgraph==0.9.9", SETUPTOOLS],
-        "itango": ["itango==0.3.0"],
         "sardana": ["sardana==3.7.1", SETUPTOOLS],
-        "test": [*TEST, *BENCH],
+        "test": [*TEST, *BENCH, *DEMO],
     },
     entry_points={
         # Starter finds a server by the name of its process: script name = server name = class name

@@ -1,7 +1,9 @@
 """Who may import what: the directions of the design, read from the sources."""
 
 import ast
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,19 @@ def modules(prefix: str) -> list[str]:
 
 def last(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def test_everything_imported_is_required():
+    """A module that is only here by chance is missing at a user's."""
+    requirements = "\n".join(importlib.metadata.requires("tangods-detector") or [])
+    required = {found[0].lower().replace("_", "-") for found in re.finditer(r"(?m)^[\w.-]+", requirements)}
+    distributions = importlib.metadata.packages_distributions()
+    missing = set()
+    for name in MODULES:
+        for top in {found.partition(".")[0] for found in imports(name)} - {*OURS, *sys.stdlib_module_names}:
+            if not {d.lower().replace("_", "-") for d in distributions.get(top, [top])} & required:
+                missing.add(f"{name}: {top}")
+    assert missing == set()
 
 
 def test_the_receiver_never_imports_the_detector():
