@@ -307,13 +307,19 @@ class Acquisition:
             self._configured = None
             while not self._is_loaded():  # again when somebody changes something meanwhile
                 problem = self._load_wanted()
+            self._read()
         except HardwareError as exc:
             self._lost(exc)
             return
         log.info("connected to %s %s", info.model, info.serial_number)
-        endpoints = tuple(self._backend.endpoints())
-        self._enter(Event.CONNECTED, problem or "ready", info=info, endpoints=endpoints, last_error=problem)
-        self._look_after()
+        more = dict(info=info, endpoints=tuple(self._backend.endpoints()), last_error=problem)
+        try:
+            receiver = self._ask_receiver()
+        except DaqError as exc:
+            log.warning("%s", exc)
+            self._enter(Event.CONNECTED_ALONE, str(exc), receiver_state="unreachable", **more)
+        else:
+            self._enter(Event.CONNECTED, problem or "ready", receiver_state=receiver.state, **more)
 
     def _lost(self, exc: DaqError) -> None:
         if self.snapshot.state is not State.OFFLINE:

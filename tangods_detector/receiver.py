@@ -141,8 +141,11 @@ class TangoReceiver(Receiver):
                 proxy = tango.DeviceProxy(self.name)
                 proxy.set_timeout_millis(int(TIMEOUT * 1000))
                 self._proxy = proxy
-            yield self._proxy
+            with tango.EnsureOmniThread():
+                yield self._proxy
         except tango.DevFailed as exc:
+            if isinstance(exc, tango.ConnectionFailed | tango.CommunicationFailed):
+                self._proxy = None  # a new one connects at once; the old would refuse to try again within a second
             reason = exc.args[0].desc.strip().splitlines()[0]
             raise ReceiverError(
                 f"receiver {self.name}, asked {what}: {reason}; check that its server StreamReceiver runs"

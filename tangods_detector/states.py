@@ -24,8 +24,8 @@ class State(enum.Enum):
 class Event(enum.Enum):
     """What can happen."""
 
-    CONNECT = "connect"
     CONNECTED = "connected"
+    CONNECTED_ALONE = "connected without receiver"
     LOST = "hardware lost"
     RECEIVER_LOST = "receiver lost"
     RECEIVER_BACK = "receiver back"
@@ -40,10 +40,11 @@ class Event(enum.Enum):
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.CONNECTING, Event.CONNECTED): State.IDLE,
+    (State.CONNECTING, Event.CONNECTED_ALONE): State.NO_RECEIVER,
+    (State.OFFLINE, Event.CONNECTED_ALONE): State.NO_RECEIVER,
     (State.CONNECTING, Event.LOST): State.OFFLINE,
     (State.OFFLINE, Event.CONNECTED): State.IDLE,
     (State.OFFLINE, Event.LOST): State.OFFLINE,
-    (State.OFFLINE, Event.CONNECT): State.CONNECTING,
     (State.IDLE, Event.LOST): State.OFFLINE,
     (State.NO_RECEIVER, Event.LOST): State.OFFLINE,
     (State.IDLE, Event.RECEIVER_LOST): State.NO_RECEIVER,

@@ -19,27 +19,27 @@ log = logging.getLogger(__name__)
 
 COPY_BELOW = 64_000  # bytes; up to here a copy is cheaper than the bookkeeping of handing over a buffer
 LOOK = 0.05  # s between two looks at the abort event while the socket is full
-FIRST_HWM = 10  # messages; of a connection that comes before a series tells how large they are
 LINGER = 0.5  # s for what is still queued when the socket is closed
 
 
 class Streamer:
     """A PUSH socket, bound once, so that receivers can stay connected. Made, used and closed in one thread.
 
-    libzmq's high-water mark counts messages per connection; here it follows from `hwm_bytes` and the frame's size.
+    libzmq's high-water mark counts messages per connection, so it follows from `hwm_bytes` and the largest frame. It is
+    set before the port is bound and never after: libzmq 4.3.5 crashes when it is changed while a peer goes away.
 
     Set `abort` from any thread: whoever waits for a full socket gives up at once. `blocked` is True meanwhile."""
 
-    def __init__(self, host: str, port: int, hwm_bytes: int, abort: threading.Event | None = None) -> None:
-        self._hwm_bytes = hwm_bytes
+    def __init__(
+        self, host: str, port: int, hwm_bytes: int, frame_bytes: int, abort: threading.Event | None = None
+    ) -> None:
         self.abort = abort or threading.Event()
         self.blocked = False
         self.serial = 0  # number of the next message, over all series
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.linger = int(LINGER * 1000)
-        self._socket.sndhwm = FIRST_HWM
-        self._hwm = FIRST_HWM
+        self._socket.sndhwm = max(4, min(10_000, hwm_bytes // max(1, frame_bytes)))
         try:
             self._socket.bind(f"tcp://{host}:{port or '*'}")
         except zmq.ZMQError as exc:
@@ -60,12 +60,10 @@ class Streamer:
         shape: Sequence[int],
         dtype: str,
         codec: str,
-        frame_bytes: int,
         limit: float,
     ) -> None:
         """Send the start message. HardwareError when no receiver takes it within `limit` seconds."""
         self._series = series.id
-        self._hwm = max(2, min(10_000, self._hwm_bytes // max(1, frame_bytes)))
         parts = stins.encode_start(
             series.filename,
             self.serial,
@@ -83,7 +81,6 @@ class Streamer:
                 f"no receiver connected to {self.endpoint} within {limit:g} s; "
                 "check that the StreamReceiver runs and that this is one of its endpoints"
             )
-        self._socket.sndhwm = self._hwm
 
     def frame(
         self, number: int, data: Buffer, *, shape: Sequence[int], dtype: str, codec: str, limit: float | None = None
@@ -128,7 +125,6 @@ class Streamer:
                     if deadline is not None and time.monotonic() > deadline:
                         return False
                 self.blocked = True
-                self._socket.sndhwm = self._hwm  # holds for the connections that there are, so: again for new ones
                 self._socket.poll(int(LOOK * 1000), zmq.POLLOUT)
             return False
         finally:

@@ -160,7 +160,9 @@ class Camera(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._streamer = Streamer(self._options.host, self._port, self._options.hwm_bytes, self._abort)
+            o = self._options
+            largest = o.width * o.height * 4
+            self._streamer = Streamer(o.host, self._port, o.hwm_bytes, largest, self._abort)
         except HardwareError as exc:
             self.bound.set_exception(exc)
             return
@@ -394,6 +396,9 @@ PARAMETERS = (
 )
 
 
+_ports: dict[SimulatorOptions, int] = {}  # taken before; the same again after Init, so that receivers find it
+
+
 class Simulator(Backend):
     """Synthetic area detector with a STINS stream of its own."""
 
@@ -404,7 +409,7 @@ class Simulator(Backend):
     def __init__(self, options: SimulatorOptions) -> None:
         self._options = options
         self._camera: Camera | None = None
-        self._port = options.port
+        self._port = options.port or _ports.get(options, 0)
         self._prepared: tuple[Settings, list[Prepared]] | None = None
         self._endpoint = ""
         self.failures = Failures()
@@ -414,15 +419,23 @@ class Simulator(Backend):
     def connect(self) -> DetectorInfo:
         self._reach()
         self.close()
-        camera = Camera(self._options, self._port, self.edges)
+        try:
+            self._start_camera(self._port)
+        except HardwareError:
+            if self._port == self._options.port:
+                raise
+            self._start_camera(0)  # somebody else has the port that we had, but nobody asked for that one
+        self._port = _ports[self._options] = int(self._endpoint.rpartition(":")[2])
+        return self._info()
+
+    def _start_camera(self, port: int) -> None:
+        camera = Camera(self._options, port, self.edges)
         camera.start()
         try:
             self._endpoint = camera.bound.result(STOP_LIMIT)
         except FutureTimeout:
             raise HardwareError(f"the simulated camera did not start within {STOP_LIMIT:g} s") from None
-        self._port = int(self._endpoint.rpartition(":")[2])  # the same again after a reconnection
         self._camera = camera
-        return self._info()
 
     def close(self) -> None:
         camera, self._camera = self._camera, None
@@ -465,7 +478,6 @@ class Simulator(Backend):
             "shape": shape,
             "dtype": dtype,
             "codec": self._options.codec,
-            "frame_bytes": max(image.nbytes for image in images),
             "limit": self._options.send_timeout,
         }
         order = {"begin": begin, "series": series, "images": images, "period": period, "failures": failures}
