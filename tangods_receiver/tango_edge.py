@@ -223,7 +223,7 @@ class EventPusher:
 
     @staticmethod
     def _pushed(name: str, call: Callable[[], None]) -> bool:
-        """False: try again, the device was busy for 3.2 s or is not exported yet. A value that Tango refuses is logged and given up."""
+        """False: try again, the device was busy for 3.2 s or is not exported yet. What Tango refuses is given up."""
         try:
             call()
         except tango.DevFailed as exc:
