@@ -46,7 +46,7 @@ def recorded(tmp_path: Path) -> Path:
     """A STINS stream of 12 images on disk."""
     messages = [stins.encode_start("/elsewhere/a.h5", 0, nframes=12, shape=SHAPE, dtype="uint16", codec="none")]
     for n in range(12):
-        messages.append([*stins.encode_frame_header(n, SHAPE, "uint16", "none", n + 1), image(n).tobytes()])
+        messages.append([stins.encode_frame_header(n, SHAPE, "uint16", "none", n + 1), image(n).tobytes()])
     messages.append(stins.encode_end(13))
     path = tmp_path / "series.bin.gz"
     recording.write(path, messages)

@@ -40,7 +40,8 @@ def test_two_at_once(tmp_path: Path) -> None:
         with h5py.File(file) as h5:
             assert h5[DATASET].shape == (40, 256, 256)
         (picture,) = output.glob("*.png")
-        assert Image.open(picture).size[0] > 800
+        with Image.open(picture) as shown:
+            assert shown.size[0] > 800
         assert {p.suffix for p in output.iterdir()} == {".h5", ".png"}, "servers, logs and database are gone"
 
 

@@ -269,6 +269,10 @@ def test_detector_server_killed_while_armed(own_beamline: Beamline) -> None:
     own_beamline.stop_detector(kill=True)
     own_beamline.start_detector()
     own_beamline.wait_on(limit=20)
+    own_beamline.set()
+    assert "Stop" in refusal(own_beamline), "the receiver still has the file of the old series open"
+    own_beamline.detector.Stop()
+    wait_for("the old file to be closed", lambda: own_beamline.snapshot()["file"] == "")
     own_beamline.good_series()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
 
+import numpy as np
 import pytest
 import tango
 
@@ -83,13 +85,14 @@ def test_times_have_units_and_limits(beamline: Beamline) -> None:
 
 
 def test_state_and_counters_come_as_events(beamline: Beamline) -> None:
-    seen: dict[str, list[object]] = {"State": [], "Status": [], "nFramesWritten": [], "Progress": []}
+    seen: dict[str, list[object]] = {"state": [], "status": [], "nframeswritten": [], "progress": []}
     done = threading.Event()
 
     def keep(event: tango.EventData) -> None:
         if not event.err:
-            seen[event.attr_value.name].append(event.attr_value.value)
-            if event.attr_value.name == "State" and len(seen["State"]) > 2 and event.attr_value.value in ON:
+            name = event.attr_value.name.lower()
+            seen[name].append(event.attr_value.value)
+            if name == "state" and len(seen["state"]) > 2 and event.attr_value.value in ON:
                 done.set()
 
     ids = [beamline.detector.subscribe_event(name, tango.EventType.CHANGE_EVENT, keep) for name in seen]
@@ -97,16 +100,15 @@ def test_state_and_counters_come_as_events(beamline: Beamline) -> None:
         wait_for("the first events", lambda: all(seen.values()))
         beamline.acquire(ExposureTime=0.005, FrameTime=0.01, nFramesPerTrigger=50)
         assert done.wait(5)
-        wait_for("the last counters", lambda: seen["nFramesWritten"][-1] == 50 and seen["Progress"][-1] == 100)
+        wait_for("the last counters", lambda: seen["nframeswritten"][-1] == 50 and seen["progress"][-1] == 100)
     finally:
         for one in ids:
             beamline.detector.unsubscribe_event(one)
-    states = seen["State"]
-    assert states[-3:] == [tango.DevState.MOVING, tango.DevState.RUNNING, tango.DevState.ON] or (
-        [s for i, s in enumerate(states) if i == 0 or s != states[i - 1]][-4:]
-        == [tango.DevState.MOVING, tango.DevState.RUNNING, tango.DevState.MOVING, tango.DevState.ON]
-    )
-    counts = seen["nFramesWritten"]
+    states = [s for s, _ in itertools.groupby(seen["state"])]
+    if states[-2] == tango.DevState.MOVING:
+        del states[-2]  # closing the file took long enough to be seen
+    assert states[-3:] == [tango.DevState.MOVING, tango.DevState.RUNNING, tango.DevState.ON]
+    counts = seen["nframeswritten"]
     assert len(counts) < 30, "events are limited in rate"
 
 
@@ -136,7 +138,7 @@ def test_a_wrong_setting_is_refused_with_what_would_do(beamline: Beamline, name:
         beamline.detector.write_attribute(name, value)
     assert word in failed.value.args[0].desc
     after = beamline.detector.read_attribute(name).value
-    assert list(before) == list(after)
+    np.testing.assert_array_equal(before, after)
 
 
 def test_settings_are_refused_while_running(beamline: Beamline) -> None:
