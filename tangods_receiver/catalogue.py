@@ -184,15 +184,15 @@ class Catalogue:
 
     def cost(self, leaves: int, blocks: int, highest: int) -> int:
         """Bytes that a commit takes at most: chunks in `leaves` leaves, `blocks` new blocks, up to frame `highest`."""
-        images = most_nodes(leaves, (highest + 1) * self._modules) * self._index.node_size
-        columns = most_nodes(blocks, highest // self._places.block) * node_size(1) * len(COLUMNS)
+        images = most_nodes(leaves, (highest + 1) * self._modules) * aligned(self._index.node_size)
+        columns = most_nodes(blocks, highest // self._places.block) * aligned(node_size(1)) * len(COLUMNS)
         return images + columns + blocks * self.block_size
 
 
 def missing_cost(count: int) -> int:
     """Bytes that `missing_writes` takes for so many ranges."""
     blocks = -(-count // RANGE_BLOCK)
-    return blocks * RANGE_BLOCK * 2 * MISSING_TYPE.itemsize + most_nodes(blocks, blocks) * node_size(2)
+    return blocks * RANGE_BLOCK * 2 * MISSING_TYPE.itemsize + most_nodes(blocks, blocks) * aligned(node_size(2))
 
 
 def missing_writes(places: Places, ranges: Sequence[tuple[int, int]], place: Place) -> Iterator[Write]:

@@ -11,7 +11,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -43,7 +42,6 @@ IOV_MAX = 1024
 FIRST_RESERVE = 128 << 10  # bytes set aside for the index, so that a full disk still commits; each file has these
 RESERVE = 512 << 10  # the next ones
 RANGES = 256  # ranges of missing frames that closing has room for, also on a full disk
-SLACK = 32 << 10  # for leaves that are written twice: by this commit, and by the next for batches that come meanwhile
 MARGIN = 64 << 20  # the horizon lies this much beyond what is expected
 UNKNOWN = 1 << 40  # horizon of a series of unknown size; who holds the file open cannot follow beyond it
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
@@ -67,12 +65,13 @@ _ADVICE = {
 
 
 class _Batch:
-    """Records of one `append`: where they lie, their headers, the leaves and blocks that indexing them touches."""
+    """Records of one `append`: where they lie, their headers, the leaves and blocks that indexing them touches, and the
+    bytes that this takes at most."""
 
-    __slots__ = ("start", "headers", "leaves", "blocks")
+    __slots__ = ("start", "headers", "leaves", "blocks", "cost")
 
     def __init__(self, headers: list[bytes], leaves: set[int], blocks: set[int]) -> None:
-        self.start = 0
+        self.start = self.cost = 0
         self.headers, self.leaves, self.blocks = headers, leaves, blocks
 
 
@@ -86,11 +85,12 @@ class SeriesFile:
         self._fd, self._header, self._nonce = fd, header, nonce
         self._lock = Lock()  # guards what is reserved and what is outstanding; never held while frames are written
         self._committing = Lock()
-        self._inflight: set[_Batch] = set()
         self._done: list[_Batch] = []
-        self._leaves: set[int] = set()  # touched by what is not committed yet
+        self._leaves: set[int] = set()  # touched by `_done`
         self._blocks: set[int] = set()
         self._highest = 0
+        # Bytes that indexing takes at most: of the batches in flight, of what the commit now running has taken over.
+        self._inflight_cost = self._commit_cost = 0
         self._todo: deque[Write] = deque()  # of a commit, in order; what failed is tried again by the next
         self._lay_out()
 
@@ -169,7 +169,7 @@ class SeriesFile:
                 self._must_be_open()
                 self._expect(batch)
                 batch.start = self._take(total)
-                self._inflight.add(batch)
+                self._inflight_cost += batch.cost
         except OSError as exc:
             raise _write_error("write to", self.path, exc) from exc
         try:
@@ -177,11 +177,13 @@ class SeriesFile:
         except OSError as exc:
             self._erase(batch)
             with self._lock:
-                self._inflight.discard(batch)
+                self._inflight_cost -= batch.cost
             raise _write_error(f"write {total} bytes to", self.path, exc) from exc
         with self._lock:
-            self._inflight.discard(batch)
+            self._inflight_cost -= batch.cost
             self._done.append(batch)
+            self._leaves |= batch.leaves
+            self._blocks |= batch.blocks
         return total
 
     def _pack(self, records: Sequence[Record]) -> tuple[list[Buffer], _Batch, int]:
@@ -196,12 +198,13 @@ class SeriesFile:
         return buffers, _Batch(headers, leaves, blocks), total
 
     def _expect(self, batch: _Batch) -> None:
-        """Make sure that the index of these records will have space too; OSError when it has not."""
+        """Make sure that the index of these records will have space too; OSError when it has not.
+
+        Each batch in flight counts by itself: nobody knows which of them the next commit finds done."""
         self._highest = max(self._highest, (max(batch.blocks) + 1) * self._places.block)
-        if not (batch.leaves <= self._leaves and batch.blocks <= self._blocks):
-            leaves, blocks = self._leaves | batch.leaves, self._blocks | batch.blocks
-            self._keep_reserve(self._cost(leaves, blocks))
-            self._leaves, self._blocks = leaves, blocks
+        batch.cost = self._cost(batch.leaves, batch.blocks)
+        done = self._cost(self._leaves, self._blocks)
+        self._keep_reserve(self._commit_cost + done + self._inflight_cost + batch.cost)
 
     def _cost(self, leaves: set[int], blocks: set[int]) -> int:
         """Bytes that indexing these takes at most."""
@@ -209,7 +212,7 @@ class SeriesFile:
 
     def _keep_reserve(self, needed: int = 0) -> None:
         """Have at least this many bytes (and what closing needs) allocated on the disk for the index."""
-        needed += missing_cost(RANGES) + SLACK
+        needed += missing_cost(RANGES)
         if self._reserve_end - self._reserve >= needed:
             return
         try:
@@ -272,17 +275,15 @@ class SeriesFile:
     def _commit(self, last: bool = False) -> None:
         with self._lock:
             done, self._done = self._done, []
+            self._commit_cost = self._cost(self._leaves, self._blocks)
+            self._leaves, self._blocks = set(), set()
         if done:
             headers, addresses = _located(done)
             self._catalogue.add(headers, addresses)
         self._todo += self._horizon_writes()
         self._todo += self._catalogue.writes(self._place, last)
         with self._lock:
-            outstanding = [*self._inflight, *self._done]
-            self._leaves = set().union(*(batch.leaves for batch in outstanding))
-            self._blocks = set().union(*(batch.blocks for batch in outstanding))
-            with suppress(OSError):  # a full disk: the next append will say so
-                self._keep_reserve(self._cost(self._leaves, self._blocks))
+            self._commit_cost = 0
         self._write_todo()
 
     def _horizon_writes(self) -> Iterator[Write]:

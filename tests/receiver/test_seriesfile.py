@@ -631,6 +631,37 @@ def test_disk_full(small_disk: Path, layout: ImageLayout) -> None:
     assert [p.name for p in small_disk.iterdir()] == ["a.h5"]
 
 
+@pytest.mark.parametrize("layout", [SMALL, MODULES], ids=["plain", "modules"])
+def test_disk_full_under_threads_with_scattered_frames(small_disk: Path, layout: ImageLayout) -> None:
+    """Each frame touches other nodes of the index, and commits come at any time: there is room for them all."""
+    file = SeriesFile.create(small_disk / "a.h5", header(20_000), layout)
+    order = np.random.default_rng(5).permutation(20_000)
+    done: list[int] = []
+    refused: list[str] = []
+
+    def work(mine: list[int]) -> None:
+        for begin in range(0, len(mine), 2):
+            try:
+                file.append(records(mine[begin : begin + 2], layout))
+                done.extend(mine[begin : begin + 2])
+            except WriteError as exc:
+                refused.append(str(exc))
+                return
+
+    threads = [threading.Thread(target=work, args=(order[n::3].tolist(),)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        file.commit()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3 and "free some space" in refused[0]
+    file.close(books(20_000, len(done), ranges(sorted(set(range(20_000)) - set(done)))[:256]))
+    report = check(file.path)
+    assert report.frames == len(done) > 0
+    assert not [p for p in report.problems if "frames_missing" not in p], report.lines()
+
+
 def _limited(path: str) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
     done, error = fill(Path(path), SMALL)
