@@ -50,6 +50,13 @@ def stamp(image: np.ndarray) -> int:
     return int(image.reshape(-1).view(np.uint8)[:8].view("<u8")[0])
 
 
+def refreshed(data: h5py.Dataset, status: h5py.Dataset) -> int:
+    """The newest frame of a file that is held open, -1: none yet."""
+    status.id.refresh()
+    data.id.refresh()
+    return max(np.flatnonzero(status[:100_000]).tolist(), default=-1)
+
+
 def read_in_a_loop(file: Path, seconds: float, results: multiprocessing.Queue[tuple[int, int, str]]) -> None:
     """Open, look at the newest and at some other indexed frame, close; again and again."""
     import hdf5plugin  # noqa: F401
@@ -81,14 +88,11 @@ def test_two_readers_in_a_tight_loop_and_one_that_refreshes(beamline: Beamline, 
     with h5py.File(file, "r") as h5:
         data, status = h5[DATASET], h5[DATASET].parent["frame_status"]
         last = -1
-        for _ in range(5):
-            time.sleep(1.2)  # more than a commit
-            data.id.refresh()
-            status.id.refresh()
-            newest = int(np.flatnonzero(status[:100_000])[-1])
-            assert newest > last
-            assert stamp(data[newest]) == newest
-            last = newest
+        for _ in range(4):
+            last = wait_for(
+                "newer frames", lambda last=last: newest if (newest := refreshed(data, status)) > last else 0
+            )
+            assert stamp(data[last]) == last
     outcomes = [results.get(timeout=60) for _ in readers]
     for reader in readers:
         reader.join()
