@@ -11,7 +11,6 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tangods_receiver/__init__.
 BENCH = ["psutil", "rich"]
 DEMO = ["itango==0.3.0", "matplotlib"]
 TEST = [
-    "fabio",  # an independent CBF decoder
     "h5grove",  # h5web's reader
     "hypothesis",
     "mypy==2.4.1",  # pinned: a new release may find something new
@@ -45,6 +44,7 @@ setup(
     install_requires=[
         "bitshuffle>=0.5.2",
         "click",
+        "fabio",  # decodes CBF
         "fastapi",
         "h5py>=3.16",  # earlier ones let two threads into HDF5 at once
         "hdf5plugin",
