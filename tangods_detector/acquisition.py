@@ -412,8 +412,10 @@ class Acquisition:
         receiver = self._ask_receiver()
         if self.snapshot.state is State.NO_RECEIVER:
             self._enter(Event.RECEIVER_BACK, "ready")
+        if receiver.state == "error" and not receiver.file:
+            receiver = self._acknowledge(receiver)
         if receiver.state == "error":
-            raise ConfigError(
+            raise ReceiverError(
                 f"{name}: receiver {self._receiver_name} has an error: {receiver.error}; give the command Reset"
             )
         if receiver.state != "idle":
@@ -452,6 +454,13 @@ class Acquisition:
             **counters,
         )
         return series
+
+    def _acknowledge(self, receiver: stats.Snapshot) -> stats.Snapshot:
+        """An error between two series (a leftover of a broken one, a stray message) does not hold up the next."""
+        assert self._receiver is not None
+        log.warning("receiver %s: acknowledged: %s", self._receiver_name, receiver.error)
+        self._receiver.reset()
+        return self._receiver.snapshot()
 
     @property
     def _receiver_name(self) -> str:
@@ -565,6 +574,9 @@ class Acquisition:
                 self._end_early(series, armed)
             else:
                 self._break_off(series, exc)
+        except Exception as exc:  # a bug, perhaps in a vendor's library: the hardware must be stopped all the same
+            log.exception("series %d", series.id)
+            self._break_off(series, HardwareError(f"internal error: {exc!r}; see the log"))
         else:
             self._judge(series, receiver, "")
 
