@@ -23,7 +23,8 @@ class ReceiverConfig(BaseModel):
     `endpoints` the senders to pull from; `workers` threads, each with a socket to all endpoints; `root` the directory
     below which files may be written; `dataset` path of the images in the file; `http` "host:port" ("" none, port 0
     any free one); `hwm_bytes` what may wait in memory per worker and endpoint; `end_timeout` how long missing frames
-    are waited for after the end message; `stall_timeout` closes a series in which nothing comes (0: never)."""
+    are waited for after the end message; `stall_timeout` closes a series in which nothing comes (0: never);
+    `allow_overwrite` lets a start message that asks for it replace an existing file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,6 +41,7 @@ class ReceiverConfig(BaseModel):
     end_timeout: float = Field(2.0, ge=0, le=3600, allow_inf_nan=False)
     stall_timeout: float = Field(0.0, ge=0, le=30 * 86400, allow_inf_nan=False)
     commit_interval: float = Field(1.0, ge=0.01, le=3600, allow_inf_nan=False)
+    allow_overwrite: bool = Field(False, strict=True)
 
     @field_validator("protocol")
     @classmethod

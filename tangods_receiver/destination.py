@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from tangods_receiver.errors import WriteError
@@ -24,26 +25,31 @@ def confine(root: Path, filename: str) -> Path:
     return path
 
 
-def refusal(root: Path, filename: str, nbytes: int = 0) -> str:
-    """Why a series of `nbytes` cannot be written to `filename`, and what to do; "" when it can."""
+def refusal(root: Path, filename: str, nbytes: int = 0, replace: bool = False) -> str:
+    """Why a series of `nbytes` cannot be written to `filename`, and what to do; "" when it can.
+
+    `replace`: a file that is there already may go."""
     try:
         path = confine(root, filename)
-        return _obstacle(path, nbytes)
+        return _obstacle(path, nbytes, replace)
     except WriteError as exc:
         return str(exc)
     except OSError as exc:
         return f"{filename}: {exc.strerror or exc}; choose another name or look at the storage"
 
 
-def _obstacle(path: Path, nbytes: int) -> str:
+def _obstacle(path: Path, nbytes: int, replace: bool) -> str:
     directory = path.parent
     if not directory.is_dir():
         if directory.exists():
             return f"{path}: {directory} is not a directory; choose another"
         return f"{path}: the directory {directory} does not exist; create it, or choose another"
     try:
-        os.lstat(path)
-        return f"{path}: exists; choose another name, existing files are never touched"
+        there = os.lstat(path).st_mode
+        if not (replace and stat.S_ISREG(there)):
+            return (
+                f"{path}: exists; choose another name (files are only replaced where the receiver's property allows it)"
+            )
     except FileNotFoundError:
         pass
     if not os.access(directory, os.W_OK | os.X_OK):

@@ -41,6 +41,7 @@ PROPERTIES = {
     "EndTimeout": "end_timeout",
     "StallTimeout": "stall_timeout",
     "CommitInterval": "commit_interval",
+    "AllowOverwrite": "allow_overwrite",
 }
 
 
@@ -109,6 +110,10 @@ class StreamReceiver(Device):
     CommitInterval: float = device_property(
         default_value=DEFAULT["commit_interval"],
         doc="Seconds between two updates of the file's index: what a reader of a growing file may lag behind.",
+    )
+    AllowOverwrite: bool = device_property(
+        default_value=DEFAULT["allow_overwrite"],
+        doc="True: a Detector whose OverwritePolicy is OVERWRITE may have existing files below Root replaced.",
     )
 
     SeriesOpened = _count(lambda s: s.opened, "Series opened", "Id of the last series whose file was opened; 0: none.")
@@ -208,15 +213,16 @@ class StreamReceiver(Device):
 
     @command(
         dtype_in=(str,),
-        doc_in="Path of the file on the receiver's computer; bytes that it will need (0 or left out: unknown).",
+        doc_in="Path of the file on the receiver's computer; bytes that it will need (0 or left out: unknown); "
+        "the word overwrite if an existing file is to be replaced.",
         dtype_out=str,
         doc_out="Empty: the file can be written. Else a sentence: what is in the way and what to do.",
     )
     def CheckFile(self, arguments: list[str]) -> str:
         """Can this file be written? Allowed in every state."""
         with tango_edge.as_dev_failed("StreamReceiver.CheckFile"):
-            path, nbytes = file_and_size(arguments)
-            return self._running_engine().check(path, nbytes)
+            path, nbytes, overwrite = file_to_check(arguments)
+            return self._running_engine().check(path, nbytes, overwrite)
 
     @command
     def Stop(self) -> None:
@@ -390,13 +396,12 @@ def in_property_names(text: str) -> str:
     return re.sub(r"(?<=[;:] )(\w+)(?=[.:])", lambda found: names.get(found[1], found[1]), text)
 
 
-def file_and_size(arguments: list[str]) -> tuple[str, int]:
-    """[path] or [path, bytes]; ConfigError when it is neither."""
-    path, *rest = arguments or [""]
-    size = rest[0] if rest else "0"
-    if not path or len(rest) > 1 or not size.isdecimal():
-        raise ConfigError(f"CheckFile takes [path] or [path, bytes], not {list(arguments)}")
-    return path, int(size)
+def file_to_check(arguments: list[str]) -> tuple[str, int, bool]:
+    """[path], [path, bytes] or [path, bytes, "overwrite"]; ConfigError when it is none of them."""
+    path, size, wish, *rest = [*arguments, *["", "0", ""][len(arguments) :]]
+    if not path or rest or not size.isdecimal() or wish not in ("", "overwrite"):
+        raise ConfigError(f"CheckFile takes [path], [path, bytes] or [path, bytes, overwrite], not {list(arguments)}")
+    return path, int(size), wish == "overwrite"
 
 
 def main() -> None:

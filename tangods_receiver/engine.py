@@ -187,9 +187,10 @@ class Engine:
         """Acknowledge the error."""
         self._reception.reset()
 
-    def check(self, path: str, nbytes: int) -> str:
+    def check(self, path: str, nbytes: int, overwrite: bool = False) -> str:
         """Why a series of `nbytes` cannot be written to `path`, and what to do; "" when it can."""
-        return destination.refusal(self.config.root, path, nbytes) if path else ""
+        replace = overwrite and self.config.allow_overwrite
+        return destination.refusal(self.config.root, path, nbytes, replace) if path else ""
 
     def last_frame(self) -> LastFrame | None:
         """The latest image, decoded now; None before the first. StreamError: it is damaged."""

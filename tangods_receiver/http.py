@@ -46,7 +46,7 @@ class Receiver(Protocol):
     def snapshot(self) -> Snapshot: ...
     def stop(self, series: int | None = None) -> None: ...
     def reset(self) -> None: ...
-    def check(self, path: str, nbytes: int) -> str: ...
+    def check(self, path: str, nbytes: int, overwrite: bool = False) -> str: ...
     def last_frame(self) -> Picture | None: ...
 
 
@@ -63,8 +63,8 @@ def create_app(engine: Receiver) -> FastAPI:
         return {"value": engine.snapshot().received}
 
     @app.get("/check")
-    def check(path: str, nbytes: int = Query(0, ge=0)) -> dict[str, str]:
-        return {"value": engine.check(path, nbytes)}
+    def check(path: str, nbytes: int = Query(0, ge=0), overwrite: bool = False) -> dict[str, str]:
+        return {"value": engine.check(path, nbytes, overwrite)}
 
     @app.post("/stop")
     def stop(series: int | None = Body(None, embed=True)) -> dict[str, Any]:

@@ -330,9 +330,10 @@ class Reception:
         try:
             root = self._config.root
             path = destination.confine(root, start.filename)
-            if obstacle := destination.refusal(root, start.filename):
+            replace = self._config.allow_overwrite and start.metadata.get("overwrite") is True
+            if obstacle := destination.refusal(root, start.filename, replace=replace):
                 return obstacle
-            series.file = SeriesFile.create(path, series.header(self._config.dataset), series.layout)
+            series.file = SeriesFile.create(path, series.header(self._config.dataset), series.layout, replace=replace)
         except DaqError as exc:
             return str(exc)
         except Exception as exc:  # whatever it was, the series must not stay half open

@@ -48,8 +48,9 @@ class RemoteEngine:
     def reset(self) -> None:
         self._json("POST", "/reset")
 
-    def check(self, path: str, nbytes: int) -> str:
-        return str(self._json("GET", "/check", params={"path": path, "nbytes": nbytes}).get("value", ""))
+    def check(self, path: str, nbytes: int, overwrite: bool = False) -> str:
+        params = {"path": path, "nbytes": nbytes, "overwrite": overwrite}
+        return str(self._json("GET", "/check", params=params).get("value", ""))
 
     def last_frame(self) -> LastFrame | None:
         """None before the first image."""

@@ -96,16 +96,27 @@ class SeriesFile:
 
     @classmethod
     def create(
-        cls, path: Path, header: FileHeader, layout: ImageLayout | None, payload_crc: bool = False
+        cls,
+        path: Path,
+        header: FileHeader,
+        layout: ImageLayout | None,
+        payload_crc: bool = False,
+        replace: bool = False,
     ) -> SeriesFile:
-        """Make the file, which must not exist yet; WriteError says what to do. It is readable when this returns."""
+        """Make the file; WriteError says what to do. It is readable when this returns.
+
+        It must not exist yet, or (`replace`) it goes in the moment in which the new one is there."""
         nexus.detector_path(header.dataset)
-        fd = _open_new(path)
+        nonce = int.from_bytes(os.urandom(8), "little")
+        made = _beside(path, nonce) if replace else path
+        fd = _open_new(made)
         try:
-            file = cls(fd, path, header, layout, int.from_bytes(os.urandom(8), "little"))
+            file = cls(fd, path, header, layout, nonce)
+            if replace:
+                os.replace(made, path)
         except BaseException as exc:
             os.close(fd)
-            path.unlink(missing_ok=True)
+            made.unlink(missing_ok=True)
             if isinstance(exc, OSError):
                 raise _write_error("create", path, exc) from exc
             raise
@@ -119,7 +130,7 @@ class SeriesFile:
         if self.layout is not None:
             raise ValueError(f"{self.path}: the layout is already {self.layout}")
         self._must_be_open()
-        beside = self.path.with_name(f".{self.path.name}.{self._nonce:016x}"[-255:])
+        beside = _beside(self.path, self._nonce)
         fd = _open_new(beside)
         try:
             fresh = SeriesFile(fd, beside, self._header, layout, self._nonce)
@@ -424,6 +435,11 @@ def _horizon(nframes: int | None, layout: ImageLayout | None, end: int) -> int:
     chunk = layout.chunk_bytes
     largest = chunk if layout.codec == "none" else chunk + chunk // 64 + 4096  # incompressible
     return end + nframes * layout.modules * (record_size(largest) + 256) * 9 // 8 + MARGIN
+
+
+def _beside(path: Path, nonce: int) -> Path:
+    """A hidden name in the same directory, for a file that will take the place of `path`."""
+    return path.with_name(os.fsdecode(os.fsencode(f".{nonce:016x}.{path.name}")[:255]))
 
 
 def _open_new(path: Path) -> int:

@@ -19,7 +19,7 @@ from tango import DevState
 from tango.test_context import DeviceTestContext
 
 from tangods_receiver.config import make
-from tangods_receiver.device import SHOWN, StreamReceiver, file_and_size, in_property_names, status_text
+from tangods_receiver.device import SHOWN, StreamReceiver, file_to_check, in_property_names, status_text
 from tangods_receiver.engine import Engine
 from tangods_receiver.errors import ConfigError
 from tangods_receiver.reception import Reception
@@ -90,16 +90,21 @@ def test_mistakes_are_told_with_the_names_of_the_properties():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "result"), [(["/a"], ("/a", 0)), (["/a", "12"], ("/a", 12)), (["a b", "0"], ("a b", 0))]
+    ("arguments", "result"),
+    [
+        (["/a"], ("/a", 0, False)),
+        (["/a", "12"], ("/a", 12, False)),
+        (["a b", "0", "overwrite"], ("a b", 0, True)),
+    ],
 )
 def test_arguments_of_check_file(arguments, result):
-    assert file_and_size(arguments) == result
+    assert file_to_check(arguments) == result
 
 
 @pytest.mark.parametrize("arguments", [[], [""], ["/a", "-1"], ["/a", "1.5"], ["/a", "1", "2"], ["/a", "many"]])
 def test_wrong_arguments_of_check_file(arguments):
     with pytest.raises(ConfigError, match="CheckFile takes"):
-        file_and_size(arguments)
+        file_to_check(arguments)
 
 
 # --- a series --------------------------------------------------------------------------------------------------------

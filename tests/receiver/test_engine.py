@@ -472,6 +472,33 @@ def test_names_that_are_refused(tmp_path, sender, engine):
     assert wait_closed(engine, 99).state == "idle"
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_file_is_replaced_only_where_that_is_allowed_and_asked_for(tmp_path, sender, allowed):
+    file = tmp_path / "a.h5"
+    with running(tmp_path, sender.endpoint, allow_overwrite=allowed) as engine:
+        sender.start(file, series=1, nframes=3)
+        sender.frames(range(3))
+        wait_closed(engine, 1)
+        before = file.read_bytes()
+        sender.start(file, series=2, nframes=2)  # not asked for
+        state(engine, "error")
+        assert "exists" in engine.snapshot().error and file.read_bytes() == before
+        engine.reset()
+        assert "exists" in engine.check(str(file), 0)
+        assert ("exists" in engine.check(str(file), 0, overwrite=True)) is not allowed
+        (tmp_path / "folder").mkdir()
+        assert "exists" in engine.check(str(tmp_path / "folder"), 0, overwrite=True), "only files are replaced"
+        sender.start(file, series=3, nframes=2, metadata={"overwrite": True})
+        sender.frames(range(2))
+        if allowed:
+            wait_closed(engine, 3)
+            assert holds(file, range(2))
+        else:
+            state(engine, "error")
+            assert file.read_bytes() == before
+        assert {p.name for p in tmp_path.iterdir()} == {"a.h5", "folder"}
+
+
 def test_check(tmp_path, engine):
     assert engine.check(str(tmp_path / "new.h5"), 1000) == ""
     assert engine.check("new.h5", 0) == "" and engine.check("", 10**15) == ""

@@ -50,7 +50,7 @@ class Engine:
     def reset(self):
         self.calls.append(("reset",))
 
-    def check(self, path, nbytes):
+    def check(self, path, nbytes, overwrite=False):
         if self.block:
             self.block.wait(20)
         return "" if path == "/data/a.h5" else f"{path} for {nbytes} bytes: outside the root"

@@ -329,6 +329,29 @@ def test_create_refusals(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["there.h5"]
 
 
+def test_the_old_file_goes_only_when_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "there.h5"
+    there.write_text("precious")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pwritev", refusing(errno.ENOSPC))
+        with pytest.raises(WriteError, match="disk is full"):
+            SeriesFile.create(there, header(1), SMALL, replace=True)
+    assert there.read_text() == "precious"
+    file = SeriesFile.create(there, header(1), None, replace=True)
+    file.define(SMALL)
+    file.append([Record(0, 0, image(0).tobytes())])
+    file.close(books(1, 1))
+    np.testing.assert_array_equal(read(there)[0][0], image(0))
+    assert [p.name for p in tmp_path.iterdir()] == ["there.h5"]
+
+
+def refusing(code: int) -> Callable[..., int]:
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
 def test_create_in_a_read_only_directory(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")
