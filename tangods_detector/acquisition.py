@@ -494,7 +494,7 @@ class Acquisition:
         return filenames.resolve(
             filenames.complete(request.filename, request.pattern),
             request.policy,
-            lambda path: receiver.check(path, nbytes),
+            lambda path, overwrite: receiver.check(path, nbytes, overwrite),
         )
 
     def _trigger(self) -> None:

@@ -13,7 +13,7 @@ from tangods_receiver.errors import ConfigError
 FIELDS = ("number", "date")
 HIGHEST = 10**9  # number tried
 
-Check = Callable[[str], str]  # path -> "" or what is in the way (receiver.check)
+Check = Callable[[str, bool], str]  # path, may replace -> "" or what is in the way (receiver.check)
 
 
 def check_pattern(pattern: str, fields: tuple[str, ...] = FIELDS) -> None:
@@ -47,17 +47,17 @@ def resolve(name: str, policy: OverwritePolicy, check: Check) -> tuple[str, bool
         path = _next_free(lambda n: name.format(number=n, date=date), check)
     else:
         path = name.format(date=date)
-    problem = check(path)
+    problem = check(path, False)
     if _exists(problem):
         if policy is OverwritePolicy.NEXT_NUMBER:
             stem, dot, suffix = path.rpartition(".")
             if not dot or "/" in suffix:
                 stem, dot, suffix = path, "", ""
             path = _next_free(lambda n: f"{stem}_{n:04d}{dot}{suffix}", check)
-            problem = check(path)
+            problem = check(path, False)
         elif policy is OverwritePolicy.OVERWRITE:
-            problem = check(path + ".new")  # the directory and the room in it
-            if not problem or _exists(problem):
+            problem = check(path, True)
+            if not problem:
                 return path, True
     if problem:
         raise ConfigError(problem)
@@ -67,14 +67,14 @@ def resolve(name: str, policy: OverwritePolicy, check: Check) -> tuple[str, bool
 def _next_free(path_of: Callable[[int], str], check: Check) -> str:
     """The path of a free number, found in a few questions (galloping, then halving)."""
     step = 1
-    while _exists(check(path_of(step))):
+    while _exists(check(path_of(step), False)):
         step *= 2
         if step > HIGHEST:
             raise ConfigError(f"{path_of(HIGHEST)}: no free number; choose another name")
     taken, free = step // 2, step
     while free - taken > 1:
         middle = (taken + free) // 2
-        if _exists(check(path_of(middle))):
+        if _exists(check(path_of(middle), False)):
             taken = middle
         else:
             free = middle

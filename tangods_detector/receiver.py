@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -43,8 +44,8 @@ class Receiver(ABC):
         """What it has done so far."""
 
     @abstractmethod
-    def check(self, path: str, nbytes: int) -> str:
-        """A sentence why a file cannot be written there; "" when it can."""
+    def check(self, path: str, nbytes: int, overwrite: bool = False) -> str:
+        """A sentence why a file cannot be written there; "" when it can. `overwrite`: one that exists may go."""
 
     @abstractmethod
     def stop(self, series: int) -> None:
@@ -101,9 +102,9 @@ class TangoReceiver(Receiver):
         with self._asked("its state") as proxy:
             return snapshot_from(json.loads(proxy.read_attribute("Snapshot").value))
 
-    def check(self, path: str, nbytes: int) -> str:
+    def check(self, path: str, nbytes: int, overwrite: bool = False) -> str:
         with self._asked(f"about {path}") as proxy:
-            return str(proxy.command_inout("CheckFile", [path, str(nbytes)]))
+            return str(proxy.command_inout("CheckFile", [path, str(nbytes), *(["overwrite"] if overwrite else [])]))
 
     def stop(self, series: int) -> None:
         with self._asked("to stop") as proxy:
@@ -159,13 +160,15 @@ class HttpReceiver(Receiver):
 
     def __init__(self, address: str) -> None:
         self.name = address.rstrip("/")
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every question, many a second
         self._client = httpx.Client(base_url=self.name, timeout=TIMEOUT, trust_env=False)
 
     def snapshot(self) -> Snapshot:
         return snapshot_from(self._json("GET", "/status"))
 
-    def check(self, path: str, nbytes: int) -> str:
-        return str(self._json("GET", "/check", params={"path": path, "nbytes": nbytes}).get("value", ""))
+    def check(self, path: str, nbytes: int, overwrite: bool = False) -> str:
+        params = {"path": path, "nbytes": nbytes, **({"overwrite": "true"} if overwrite else {})}
+        return str(self._json("GET", "/check", params=params).get("value", ""))
 
     def stop(self, series: int) -> None:
         self._json("POST", "/stop", json={"series": series})

@@ -38,7 +38,7 @@ class PretendReceiver(Receiver):
             raise ReceiverError(f"receiver {self.name}: does not answer")
         return self.now
 
-    def check(self, path: str, nbytes: int) -> str:
+    def check(self, path: str, nbytes: int, overwrite: bool = False) -> str:
         self._asked(f"check {path} {nbytes}")
         return self.refusal
 

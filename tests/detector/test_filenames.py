@@ -17,12 +17,13 @@ ABORT, NEXT, OVERWRITE = OverwritePolicy.ABORT, OverwritePolicy.NEXT_NUMBER, Ove
 class Disk:
     """Pretends to be `receiver.check`."""
 
-    def __init__(self, *taken: str, problem: str = "") -> None:
-        self.taken, self.problem, self.asked = set(taken), problem, 0
+    def __init__(self, *taken: str, problem: str = "", allows: bool = True) -> None:
+        self.taken, self.problem, self.allows, self.asked = set(taken), problem, allows, 0
 
-    def __call__(self, path: str) -> str:
+    def __call__(self, path: str, overwrite: bool) -> str:
         self.asked += 1
-        return f"{path}: exists; choose another name" if path in self.taken else self.problem
+        taken = path in self.taken and not (overwrite and self.allows)
+        return f"{path}: exists; choose another name" if taken else self.problem
 
 
 def test_plain_names_and_no_name() -> None:
@@ -50,6 +51,8 @@ def test_other_problems_are_told_whatever_the_policy() -> None:
 def test_overwrite_and_next_number() -> None:
     assert resolve("/d/a.h5", OVERWRITE, Disk()) == ("/d/a.h5", False)
     assert resolve("/d/a.h5", OVERWRITE, Disk("/d/a.h5")) == ("/d/a.h5", True)
+    with pytest.raises(ConfigError, match="/d/a.h5: exists"):
+        resolve("/d/a.h5", OVERWRITE, Disk("/d/a.h5", allows=False))
     assert resolve("/d/a.h5", NEXT, Disk("/d/a.h5", "/d/a_0001.h5")) == ("/d/a_0002.h5", False)
     assert resolve("/d.x/a", NEXT, Disk("/d.x/a")) == ("/d.x/a_0001", False)
 
@@ -70,7 +73,7 @@ def test_with_gaps_some_free_number(taken: set[int]) -> None:
 
 def test_nothing_free() -> None:
     with pytest.raises(ConfigError, match="no free number"):
-        resolve("/d/{number}.h5", ABORT, lambda path: f"{path}: exists")
+        resolve("/d/{number}.h5", ABORT, lambda path, overwrite: f"{path}: exists")
 
 
 def test_the_sites_pattern() -> None:
