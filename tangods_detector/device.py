@@ -17,12 +17,13 @@ from tango import AttReqType, AttrQuality, AttrWriteType, DevState
 from tango.server import Device, attribute, command, device_property, run
 
 from tangods_detector import __version__
-from tangods_detector.acquisition import Acquisition, Request, Snapshot
+from tangods_detector.acquisition import Acquisition
 from tangods_detector.filenames import check_pattern
 from tangods_detector.hw import BACKENDS, base, load_backend
 from tangods_detector.options import parse_options
 from tangods_detector.receiver import open_receiver
 from tangods_detector.settings import OverwritePolicy, Settings, TriggerMode, parse_metadata
+from tangods_detector.snapshot import Request, Snapshot
 from tangods_detector.states import BUSY, State
 from tangods_receiver import tango_edge
 from tangods_receiver.errors import ConfigError, DaqError

@@ -118,3 +118,17 @@ def parse_metadata(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError('Metadata: not a JSON object; give one such as {"sample": "A1"}')
     return value
+
+
+def check_together(settings: Settings, latency: float) -> None:
+    """ConfigError when values that are fine alone do not go together; `latency` in s, the hardware's dead time."""
+    shortest = settings.exposure_time + latency
+    if 0 < settings.frame_time < shortest * (1 - 1e-6):
+        raise ConfigError(
+            f"FrameTime {settings.frame_time:g} s is shorter than ExposureTime {settings.exposure_time:g} s plus "
+            f"LatencyTime {latency:g} s; set it to {shortest:g} or more, or to 0"
+        )
+    if settings.trigger_mode is TriggerMode.EXTERNAL_GATE and settings.n_frames_per_trigger != 1:
+        raise ConfigError(
+            f"nFramesPerTrigger {settings.n_frames_per_trigger}: in EXTERNAL_GATE each gate is one frame; set it to 1"
+        )

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from tangods_detector.acquisition import Acquisition, Request, Snapshot
+from tangods_detector.acquisition import Acquisition
 from tangods_detector.hw.base import Phase, Status
 from tangods_detector.progress import Limits
 from tangods_detector.receiver import ReceiverError
 from tangods_detector.settings import OverwritePolicy, Settings, TriggerMode
+from tangods_detector.snapshot import Request, Snapshot
 from tangods_detector.states import State
 from tangods_receiver.errors import ConfigError, DaqError, HardwareError
 from tangods_receiver.stats import Snapshot as ReceiverSnapshot
@@ -177,7 +178,7 @@ def test_settings_that_do_not_go_together(bench: Bench, changes: dict[str, Any],
 
 
 def test_single_settings(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match="no EXTERNAL_SINGLE; can be EXTERNAL_GATE"):
+    with pytest.raises(ConfigError, match="no EXTERNAL_SINGLE; can be INTERNAL, SOFTWARE"):
         bench.acquisition.change(trigger_mode=TriggerMode.EXTERNAL_SINGLE)
     with pytest.raises(ConfigError, match="bad luck"):
         bench.acquisition.change(bit_depth=13)

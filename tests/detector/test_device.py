@@ -116,7 +116,7 @@ def test_arm_is_quick_and_the_end_too(device: tango.DeviceProxy) -> None:
         device.Arm()
         wait_end(device)
         took.append(time.monotonic() - begun)
-    assert min(took) < 0.2, "arm, five frames of 1 ms, closed"
+    assert min(took) < 0.5, "arm, five frames of 1 ms, closed"
 
 
 def test_software_and_external_triggers(device: tango.DeviceProxy) -> None:
