@@ -53,7 +53,7 @@ class Reception:
         self._tallies = [Tally() for _ in range(config.workers)]
         self._told: set[str] = set()  # anomalies between series that the log has
         self._generation = 0  # grows with every start, end and close
-        self._gave_up = [-1] * config.workers
+        self._gave_up: list[Frame | None] = [None] * config.workers  # frame of no series that was waited with in vain
         self._reading = [False] * config.workers
         self._calls: dict[int, tuple[float, str]] = {}  # to the storage, by thread: since when, what
         self._heard = time.monotonic()
@@ -384,15 +384,20 @@ class Reception:
         if series is not None and not series.ready:
             self._changed.wait(HEADER_WAIT)
             return time.monotonic() + HEADER_WAIT
-        if self._config.workers == 1 or self._gave_up[worker] == self._generation or self._is_old(frame):
+        if self._config.workers == 1 or self._follows(self._gave_up[worker], frame) or self._is_old(frame):
             return 0.0
         now = time.monotonic()
         give_up = give_up or now + HEADER_WAIT
         if now >= give_up:
-            self._gave_up[worker] = self._generation
+            self._gave_up[worker] = frame
             return 0.0
         self._changed.wait(give_up - now)
         return give_up
+
+    @staticmethod
+    def _follows(earlier: Frame | None, frame: Frame) -> bool:
+        """Is it of the same headless series as the one before, so that waiting for its header is as vain?"""
+        return earlier is not None and earlier.series == frame.series and earlier.number <= frame.number
 
     def _is_old(self, frame: Frame) -> bool:
         """Left over from a series that is over."""

@@ -271,7 +271,7 @@ def test_everything_is_documented(device):
     defaults = dict(zip(wizard[0::3], wizard[2::3], strict=True))
     assert set(defaults) == {
         *("Address", "Name", "Protocol", "Endpoints", "Workers", "IoThreads", "Root", "Dataset", "Http"),
-        *("HwmBytes", "EndTimeout", "StallTimeout", "CommitInterval"),
+        *("HwmBytes", "EndTimeout", "StallTimeout", "CommitInterval", "AllowOverwrite"),
     }
     assert "None" not in defaults.values()
     assert (defaults["Workers"], defaults["Dataset"]) == ("1", DATASET)
