@@ -130,8 +130,8 @@ class Acquisition:
 
     @property
     def settings(self) -> Settings:
-        """What the hardware accepted; what was asked for as long as it is not there."""
-        return self._wanted if self._away else self.snapshot.settings
+        """What the hardware accepted; what was asked for as long as it has not got it."""
+        return self._wanted if self._away or not self._is_loaded() else self.snapshot.settings
 
     @property
     def _away(self) -> bool:

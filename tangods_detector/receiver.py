@@ -138,11 +138,11 @@ class TangoReceiver(Receiver):
         import tango
 
         try:
-            if self._proxy is None:
-                proxy = tango.DeviceProxy(self.name)
-                proxy.set_timeout_millis(int(TIMEOUT * 1000))
-                self._proxy = proxy
             with tango.EnsureOmniThread():
+                if self._proxy is None:
+                    proxy = tango.DeviceProxy(self.name)
+                    proxy.set_timeout_millis(int(TIMEOUT * 1000))
+                    self._proxy = proxy
                 yield self._proxy
         except tango.DevFailed as exc:
             if isinstance(exc, tango.ConnectionFailed | tango.CommunicationFailed):

@@ -21,10 +21,8 @@ log = logging.getLogger(__name__)
 BATCH = 16  # messages taken together
 BATCH_BYTES = 4_000_000
 WAKE = 100  # ms between looks at the stop event
-SMALL_FRAME = 16_384  # bytes; between series there is room for `hwm_bytes` of frames of this size
-UNKNOWN_HWM = 256  # messages per connection at most in a series that does not say how large its frames are
+LARGE_FRAME = 8 << 20  # bytes; what a socket is made for: 32 messages of 256 MiB, which small frames do not notice
 OVERHEAD = 1024  # bytes that libzmq and we need per message besides its payload
-RAISE_WATCH = 10  # ms
 DRAIN = 0.5  # s at most for what is already here when the engine stops
 START_LIMIT = 10.0  # s
 PARTS = 2048  # of one message; the rest is not kept
@@ -42,7 +40,6 @@ class Worker:
         self._halt = threading.Event()
         self._ready = threading.Event()
         self._failure: Exception | None = None
-        self._idle_hwm = self._fitting(SMALL_FRAME)
         self._frame_bytes = 0  # that the high-water mark was last set for
         self._thread = threading.Thread(target=self._main, name=f"{config.name} worker {index}", daemon=True)
 
@@ -74,7 +71,7 @@ class Worker:
 
     def _connect(self, socket: zmq.Socket[bytes]) -> None:
         socket.linger = 0
-        socket.rcvhwm = self._idle_hwm
+        socket.rcvhwm = self._fitting(LARGE_FRAME)
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * stins.MAX_IMAGE)
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)  # a silent network must not look like a detector that waits
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
@@ -99,8 +96,7 @@ class Worker:
                         return
                 elif not messages:
                     self._reception.reading(self._index, False)
-                    if not poller.poll(WAKE):
-                        self._raise_hwm(socket)
+                    poller.poll(WAKE)
             except Exception as exc:  # the outermost loop: it becomes the state, and the socket is emptied on
                 log.exception("worker %d", self._index)
                 self._reception.fail(exc)
@@ -141,7 +137,7 @@ class Worker:
             reception.frames(index, frames)
             frames = []
             if isinstance(message, SeriesStart):
-                self._lower_hwm(socket, frame_bytes(message) or self._config.hwm_bytes // UNKNOWN_HWM)
+                self._lower_hwm(socket, frame_bytes(message))
                 reception.start(index, message)
             elif not isinstance(message, Frame):
                 reception.end(index, message)
@@ -155,21 +151,11 @@ class Worker:
         return max(2, self._config.hwm_bytes // (size + OVERHEAD))
 
     def _lower_hwm(self, socket: zmq.Socket[bytes], size: int) -> None:
-        """The high-water mark counts messages per connection: hold it to what fits of frames of `size` bytes."""
-        if size and size != self._frame_bytes:
+        """The high-water mark counts messages per connection: hold it to what fits of frames of `size` bytes.
+
+        It is never raised again: libzmq does not wake a connection that was stopped at the old mark. (Nor may it be
+        changed at all on a socket that binds: libzmq 4.3.5 crashes when a peer goes away in that moment.)"""
+        if size > self._frame_bytes:
             self._frame_bytes = size
             if (fitting := self._fitting(size)) < socket.rcvhwm:
                 socket.rcvhwm = fitting
-
-    def _raise_hwm(self, socket: zmq.Socket[bytes]) -> None:
-        """Only in silence: libzmq does not wake a connection that was stopped at the old mark when the mark rises.
-
-        If messages come before the new mark is known to the connection, it may just have been stopped: with the old
-        mark again, reading them wakes it."""
-        size = self._reception.frame_bytes
-        old, new = socket.rcvhwm, self._fitting(size) if size else self._idle_hwm
-        if new > old:
-            socket.rcvhwm = new
-            self._frame_bytes = size
-            if socket.poll(RAISE_WATCH):
-                socket.rcvhwm = old

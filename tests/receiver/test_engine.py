@@ -637,6 +637,23 @@ def test_two_workers_do_not_wait_for_ever_for_a_header(tmp_path, sender):
         assert wait_closed(engine, 4).written == 10
 
 
+def test_senders_that_die_around_their_start_message(tmp_path):
+    """Each with larger frames, so that the high-water mark changes while the connection goes."""
+    with Sender() as first, running(tmp_path, first.endpoint, hwm_bytes=2**20, stall_timeout=0.2) as engine:
+        port = first.port
+        first.close()
+        for series in range(1, 31):
+            with Sender(port) as sender:
+                pixels = image(0, (10 + series, 512))
+                sender.start(tmp_path / f"{series}.h5", series=series, shape=pixels.shape, dtype="uint16", codec="none")
+                sender.frame(0, pixels)
+                wait_for(lambda n=series: engine.snapshot().series == n)
+        with Sender(port) as sender:
+            sender.start(tmp_path / "good.h5", series=99, nframes=20)
+            sender.frames(range(20))
+            assert wait_closed(engine, 99).written == 20
+
+
 def test_two_senders_of_one_series(tmp_path):
     with Sender() as left, Sender() as right, running(tmp_path, left.endpoint, right.endpoint) as engine:
         for sender in (left, right):
