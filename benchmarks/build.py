@@ -31,8 +31,9 @@ def _compile(name: str, packages: list[str]) -> Path:
         subprocess.run([*compiler, *flags, str(source), "-o", str(target), *shlex.split(found)], check=True)
     except (OSError, subprocess.CalledProcessError) as exc:
         detail = getattr(exc, "stderr", None) or exc
-        needed = " ".join((HERE / "apt.txt").read_text().split())
-        sys.exit(f"cannot compile {source.name}: {detail}\ninstall the Debian packages: apt-get install {needed}")
+        sys.exit(
+            f"cannot compile {source.name}: {detail}\ninstall the Debian packages first: resources/install-apt bench"
+        )
     return target
 
 

@@ -20,6 +20,7 @@ from tangods_detector.localtango import LocalTango
 from tangods_detector.options import parse_options
 from tangods_detector.register import checked_registration, register
 from tangods_detector.settings import Settings
+from tests import waiting
 
 DATASET = "entry/instrument/detector/data"
 ON = (tango.DevState.ON, tango.DevState.ALARM)
@@ -28,11 +29,7 @@ BUSY = (tango.DevState.MOVING, tango.DevState.RUNNING)
 
 def wait_for(what: str, condition: Callable[[], Any], limit: float = 15.0) -> Any:
     """Wait until the condition is true and return its value; AssertionError says what never came."""
-    end = time.monotonic() + limit
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {limit} s for {what}"
-        time.sleep(0.005)
-    return value
+    return waiting.wait_for(condition, limit, what)
 
 
 class Beamline:
