@@ -63,6 +63,10 @@ class LocalTango:
         program, instance = server.split("/")
         self._spawn(server, [_script(program), instance, "-ORBendPoint", "giop:tcp:127.0.0.1:0"])
         self._wait(server, lambda: self.device(f"dserver/{server}").ping())
+        return self.process(server)
+
+    def process(self, server: str) -> subprocess.Popen[bytes]:
+        """Of a server that was started."""
         return self._processes[server]
 
     def stop(self, server: str, kill: bool = False) -> int:

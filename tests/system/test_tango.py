@@ -160,7 +160,7 @@ def test_kill_command_ends_the_server_quickly(own_beamline: Beamline, moment: st
         own_beamline.set(TriggerMode=mode, nFramesPerTrigger=100_000)
         detector.Arm()
         own_beamline.wait_running()
-    process = own_beamline.local._processes[f"Detector/{own_beamline.instance}"]
+    process = own_beamline.local.process(f"Detector/{own_beamline.instance}")
     begun = time.monotonic()
     tango.DeviceProxy(detector.adm_name()).Kill()
     assert process.wait(10) == 0
