@@ -306,7 +306,7 @@ class Reception:
             self._last_id + 1 if start.series is None else start.series,
             start,
             workers=self._config.workers,
-            sockets=self._sockets,
+            endpoints=len(self._config.endpoints),
             previous=self._last,
         )
         self._frames, self._bytes = self.totals()

@@ -27,10 +27,11 @@ QUIET = 0.15  # s without a message after which a stopped series gets nothing mo
 
 
 class Series:
-    """`sockets` how many the stream is spread over; `previous` the series before, whose leftovers may still come."""
+    """The stream comes from `endpoints` senders, each spread over `workers`; `previous` the series before, whose
+    leftovers may still come."""
 
     def __init__(
-        self, id: int, start: SeriesStart, *, workers: int = 1, sockets: int = 1, previous: Series | None = None
+        self, id: int, start: SeriesStart, *, workers: int = 1, endpoints: int = 1, previous: Series | None = None
     ) -> None:
         start = _modules_first(start)
         self.id = id
@@ -55,7 +56,9 @@ class Series:
         self.begun = self.last_arrival = time.monotonic()
         self.latest: Frame | None = None
         self.missing: ledgers.Ranges = []
-        self._sockets = sockets
+        self._endpoints = endpoints
+        self._in_order = workers * endpoints == 1  # nothing is overtaken by the end message
+        self._ends = 0  # end messages that came
         self._defining = threading.Lock()
         self._before = _restarted_from(start, previous)
 
@@ -240,6 +243,7 @@ class Series:
 
     def end(self, message: SeriesEnd, deadline: float) -> None:
         self.ended, self.deadline = True, deadline
+        self._ends += 1
         if message.serial is not None:
             self.end_serial = message.serial
 
@@ -253,7 +257,7 @@ class Series:
             return False
         if self.abandoned or self.ledger.all_came:
             return True
-        if self.ended and self._everything_came():
+        if self.ended and self._everything_came(quiet_for):
             return True
         if self.deadline is not None and now >= self.deadline:
             return True
@@ -264,13 +268,15 @@ class Series:
             return True
         return False
 
-    def _everything_came(self) -> bool:
-        """After the end message: is nothing on its way any more?"""
-        if self._sockets == 1 and self.end_serial is not None and self.start.serial is not None:
+    def _everything_came(self, quiet_for: float) -> bool:
+        """After the end message: is nothing on its way any more, also not in the hands of another worker?"""
+        if self._endpoints == 1 and self.end_serial is not None and self.start.serial is not None:
             return self.messages >= self.end_serial - self.start.serial - 1
         if self.ledger.expected is not None:
             return self.ledger.all_came
-        return self.ledger.complete == self.ledger.highest + 1
+        if self.ledger.complete != self.ledger.highest + 1:
+            return False
+        return self._in_order or (self._ends >= self._endpoints and quiet_for >= QUIET)
 
     def expected(self) -> int | None:
         """Frames announced; else what the message numbers say; None: nobody said."""
@@ -279,7 +285,7 @@ class Series:
         if not self.ended:
             return None
         came = self.ledger.highest + 1
-        if self.end_serial is None or self.start.serial is None or self._sockets != 1:
+        if self.end_serial is None or self.start.serial is None or self._endpoints != 1:
             return came
         images = self.end_serial - self.start.serial - 1
         if self.messages >= images:

@@ -231,6 +231,37 @@ def test_when_a_series_is_over():
     assert not due(series)
 
 
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_the_end_message_may_overtake_what_another_worker_holds(with_ids):
+    """The first frames are there without a gap, and others are on their way: only the message numbers tell."""
+    id = 1 if with_ids else None
+    series = Series(1, SeriesStart("", serial=10, series=id), workers=2)
+    series.ready = True
+    frames = [frame(n, series=id, serial=11 + n) for n in range(5)]
+    series.admit(frames[:3], 0)
+    series.end(SeriesEnd(serial=16, series=id), deadline=9.0)
+    assert not series.due(1.0, 1.0, 0.0)
+    series.admit(frames[3:], 1)
+    assert series.due(1.0, 0.0, 0.0) and series.close().frames_received == 5
+    lost = Series(1, SeriesStart("", serial=10, series=id), workers=2)
+    lost.ready = True
+    lost.admit(frames[:3], 0)
+    lost.end(SeriesEnd(serial=16, series=id), deadline=9.0)
+    assert lost.due(9.0, 1.0, 0.0) and lost.close().missing == [(3, 4)]
+
+
+def test_the_end_message_of_one_sender_is_not_that_of_the_others():
+    series = Series(1, SeriesStart("", serial=10, series=1), endpoints=2)
+    series.ready = True
+    series.admit([frame(0, series=1, serial=11)], 0)
+    series.end(SeriesEnd(serial=12, series=1), deadline=9.0)
+    assert not series.due(1.0, 1.0, 0.0)
+    series.admit([frame(1, series=1, serial=70)], 0)
+    series.end(SeriesEnd(serial=71, series=1), deadline=9.0)
+    assert not series.due(1.0, 0.0, 0.0), "another worker may hold more"
+    assert series.due(1.0, 1.0, 0.0) and series.close().frames_received == 2
+
+
 def test_when_a_stopped_series_is_over():
     series = opened(SeriesStart("", nframes=2))
     series.stop(time.monotonic() + 100)
