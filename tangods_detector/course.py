@@ -58,6 +58,7 @@ class Course:
         self._wish = ""
         self._interruptible = False
         self._interrupter: threading.Thread | None = None
+        self._interrupting = threading.Lock()  # guards the two above
         self._rate: deque[tuple[float, int]] = deque()
         self.begun = False
 
@@ -66,9 +67,10 @@ class Course:
         may block too."""
         if self._wish != "Abort":
             self._wish = word
-        if self._interruptible and self._interrupter is None:
-            self._interrupter = threading.Thread(target=self._interrupt, name="interrupt arming", daemon=True)
-            self._interrupter.start()
+        with self._interrupting:
+            if self._interruptible and self._interrupter is None:
+                self._interrupter = threading.Thread(target=self._interrupt, name="interrupt arming", daemon=True)
+                self._interrupter.start()
 
     def _interrupt(self) -> None:
         """Again and again: the first may come before the call has begun."""
@@ -112,10 +114,11 @@ class Course:
             self._heed()
             self._backend.arm(self._series)
         finally:
-            self._interruptible = False
-            if self._interrupter:
-                self._interrupter.join(self._limits.closed)
-                self._interrupter = None
+            with self._interrupting:
+                self._interruptible = False
+                interrupter, self._interrupter = self._interrupter, None
+            if interrupter:
+                interrupter.join(self._limits.closed)
 
     def _heed(self) -> None:
         """Raise Stopped when somebody has asked for it."""
