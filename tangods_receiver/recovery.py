@@ -44,6 +44,8 @@ from .seriesfile import write_all
 
 Progress = Callable[[int, int], None]  # done, total
 
+_Index = tuple[NDArray, NDArray, NDArray]  # position, address and size of chunks
+_NO_INDEX = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.uint64)
 _NODE = 64 << 10  # no node or block of values is longer; its end may be zeros
 _WINDOW = 1 << 22  # bytes looked through at a time for the next record
 _SILENCE = 4 << 30  # bytes of zeros after which nothing more is expected (file systems that do not tell holes)
@@ -125,11 +127,16 @@ def check(path: Path | str, progress: Progress | None = None) -> Report:
     path = Path(path)
     with _opened(path, os.O_RDONLY) as fd:
         known = _known(path, fd)
-        problems = _end_problems(fd, known)
-        scan = _scan(fd, known.identity.nonce)
+        live = not known.closed and _in_use(fd)
+        known = known if live or known.closed else _known(path, fd)  # it may have been closed just now
+        problems = _end_problems(fd, known, live)
         with _h5(path) as h5:
-            problems += _index_problems(fd, h5, known, scan, progress)
-            problems += _book_problems(h5, known, scan)
+            # Before the records are looked for: while the file is being written these may become more, never fewer.
+            index = _index(h5[known.identity.dataset], known.layout.modules) if known.layout else _NO_INDEX
+            scan = _scan(fd, known.identity.nonce)
+            problems += _index_problems(fd, h5, known, scan, index, live, progress)
+            if not live:
+                problems += _book_problems(h5, known, scan)
         return _report(path, fd, known, problems, scan)
 
 
@@ -330,23 +337,42 @@ def _report(path: Path, fd: int, known: _Known, problems: list[str], scan: _Scan
     return Report(path, frames, None if expected < 0 else expected, missing, scan.torn, problems)
 
 
-def _end_problems(fd: int, known: _Known) -> list[str]:
+def _in_use(fd: int) -> bool:
+    """Whether a writer (or a reader) has it open now."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        return isinstance(exc, BlockingIOError)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
+def _end_problems(fd: int, known: _Known, live: bool) -> list[str]:
+    if live:
+        return ["not closed: it is being written (check again at the end of the series), or open in another program"]
     if not known.closed:
-        return ["not closed: it is being written, or the writer was killed (then: tangods-detector recover)"]
+        return [
+            "not closed: the writer was killed (then: tangods-detector recover), or writes on where there are no locks"
+        ]
     size, end = os.fstat(fd).st_size, h5fields.end_of_file(os.pread(fd, HEADER_SIZE, 0))
     return [] if size == end else [f"the file has {size} bytes, its end-of-file address is {end}"]
 
 
-def _index_problems(fd: int, h5: h5py.File, known: _Known, scan: _Scan, progress: Progress | None) -> list[str]:
-    """The index against the records, and each frame decoded."""
+def _index_problems(
+    fd: int, h5: h5py.File, known: _Known, scan: _Scan, index: _Index, live: bool, progress: Progress | None
+) -> list[str]:
+    """The index against the records, and each frame decoded; `live`: not all records are in the index yet."""
     if known.layout is None:
         return ["there are records, but no images"] if len(scan.headers) else []
     data, modules = h5[known.identity.dataset], known.layout.modules
     recorded = scan.headers["frame"].astype(np.int64) * modules + scan.headers["module"]
-    indexed, addresses, sizes = _index(data, modules)
-    problems = _some("record is not in the index", np.setdiff1d(recorded, indexed), modules)
+    indexed, addresses, sizes = index
+    unindexed = np.setdiff1d(recorded, indexed)
+    problems = [] if live else _some("record is not in the index", unindexed, modules)
     problems += _some("chunk in the index has no record", np.setdiff1d(indexed, recorded), modules)
     both, _, at = np.intersect1d(recorded, indexed, return_indices=True)
+    if live:  # chunks come before the length
+        both, at = both[both < len(data) * modules], at[both < len(data) * modules]
     order = np.argsort(scan.addresses)
     nearest = order[np.searchsorted(scan.addresses, addresses[at], sorter=order).clip(max=len(order) - 1)]
     # A repeated frame has several records: the index must point at one of them, with its size.
@@ -357,7 +383,7 @@ def _index_problems(fd: int, h5: h5py.File, known: _Known, scan: _Scan, progress
     return problems + _some("cannot be decoded", _undecodable(data, both, modules, progress), modules)
 
 
-def _index(data: h5py.Dataset, modules: int) -> tuple[NDArray, NDArray, NDArray]:
+def _index(data: h5py.Dataset, modules: int) -> _Index:
     """Position, address and size of every chunk that HDF5 finds, by position."""
     found = array("Q")
 
@@ -400,9 +426,8 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
     """Whether the counts, the missing ranges and the per-frame arrays say what the records say."""
     group = h5[nexus.detector_path(known.identity.dataset)]
     frames, modules = np.unique(scan.headers["frame"], return_counts=True)
-    status = group["frame_status"][()]
+    seen, status = _statuses(group["frame_status"])
     problems = []
-    seen = np.flatnonzero(status != MISSING)
     if not np.array_equal(seen, frames):
         odd = np.setxor1d(seen, frames)
         problems.append(f"frame_status does not fit the records for {len(odd)} frames: {_first(odd.tolist())}")
@@ -410,7 +435,7 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
         return problems
     wanted = known.layout.modules if known.layout else 1
     incomplete = frames[modules < wanted] if wanted > 1 else frames[:0]
-    if not np.array_equal(np.flatnonzero(status == INCOMPLETE), incomplete):
+    if not np.array_equal(seen[status == INCOMPLETE], incomplete):
         problems.append(f"{len(incomplete)} frames lack modules, frame_status says otherwise")
     received, expected = int(group["frames_received"][()]), int(group["frames_expected"][()])
     if received not in (len(frames), len(frames) - len(incomplete)):
@@ -423,6 +448,20 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
             f"frames_missing lists {_ranges_text(listed) or 'none'}, it is {_ranges_text(gone[0]) or 'none'}"
         )
     return problems
+
+
+def _statuses(dataset: h5py.Dataset) -> tuple[NDArray, NDArray]:
+    """Numbers and status of the frames that are not missing. Only blocks that are there are read: far more frames may
+    have been announced than fit into memory."""
+    (size,), starts = dataset.chunks, []
+    dataset.id.chunk_iter(lambda chunk: starts.append(chunk.chunk_offset[0]))
+    numbers, values = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
+    for start in sorted(starts):
+        block = dataset[start : start + size]
+        at = np.flatnonzero(block != MISSING)
+        numbers.append(at + start)
+        values.append(block[at])
+    return np.concatenate(numbers), np.concatenate(values)
 
 
 def _some(what: str, positions: NDArray, modules: int) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -386,6 +387,40 @@ def test_killed_while_the_tree_was_written(tmp_path: Path) -> None:
         part.write_bytes(start[:size] + bytes(1 << 16))
         with pytest.raises(ConfigError, match="killed while|being created"):
             recover(part)
+
+
+def test_check_of_a_file_that_is_being_written_says_just_that(tmp_path: Path) -> None:
+    file = SeriesFile.create(tmp_path / "a.h5", header(None), SMALL)
+    over = threading.Event()
+
+    def write() -> None:
+        for first in range(0, 20_000, 7):
+            file.append(records(range(first, first + 7)))
+            if not first % 5:
+                file.commit()
+            if over.wait(0.001):
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5):
+            (problem,) = check(file.path).problems
+            assert problem.startswith("not closed: it is being written")
+    finally:
+        over.set()
+        writer.join()
+        file.abandon()
+    assert any("the writer was killed" in problem for problem in check(file.path).problems)
+
+
+def test_check_of_far_more_announced_frames_than_fit_into_memory(tmp_path: Path) -> None:
+    file = SeriesFile.create(tmp_path / "a.h5", header(1 << 40), SMALL)
+    file.append(records([0, 1, 5000]))
+    file.close(books(1 << 40, received=3, missing=[(2, 4999), (5001, (1 << 40) - 1)]))
+    report = check(file.path)
+    assert report.ok, report.problems
+    assert report.frames == 3
 
 
 def test_file_in_use_is_refused(tmp_path: Path) -> None:
