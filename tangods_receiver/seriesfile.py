@@ -284,6 +284,8 @@ class SeriesFile:
                 raise _write_error("commit", self.path, exc) from exc
 
     def _commit(self, last: bool = False) -> None:
+        if self._is_deleted():
+            raise WriteError(f"{self.path} was deleted while it was being written: what was in it is lost")
         with self._lock:
             done, self._done = self._done, []
             self._commit_cost = self._cost(self._leaves, self._blocks)
@@ -296,6 +298,13 @@ class SeriesFile:
         with self._lock:
             self._commit_cost = 0
         self._write_todo()
+
+    def _is_deleted(self) -> bool:
+        """Nobody will ever read it; a file that was moved is still written."""
+        try:
+            return not os.fstat(self._fd).st_nlink and not os.path.lexists(self.path)
+        except OSError as exc:
+            return exc.errno == errno.ESTALE
 
     def _horizon_writes(self) -> Iterator[Write]:
         """The end-of-file address where the file was extended before; where it will have to be, extend it now.

@@ -3,6 +3,7 @@
 import bz2
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -551,6 +552,35 @@ def test_failure_of_the_index_ends_in_error(tmp_path, sender, engine, monkeypatc
     monkeypatch.undo()
     engine.reset()
     assert engine.snapshot().state == "idle"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_directory_removed_in_mid_series_is_an_error(tmp_path, sender, engine, known):
+    """The system goes on taking writes to a file that nobody will ever find."""
+    path = tmp_path / "day" / "a.h5"
+    path.parent.mkdir()
+    layout = {"shape": SHAPE, "dtype": "uint16", "codec": "none"} if known else {}
+    sender.start(path, series=1, nframes=20, **layout)
+    sender.frames(range(10))
+    wait_for(lambda: engine.snapshot().written == 10)
+    shutil.rmtree(path.parent)
+    sender.frames(range(10, 20))
+    s = wait_closed(engine, 1)
+    assert s.state == "error" and str(path) in s.error and "deleted" in s.error, s
+    engine.reset()
+    path.parent.mkdir()
+    sender.start(path, series=2, nframes=5)
+    sender.frames(range(5))
+    assert wait_closed(engine, 2).state == "idle" and holds(path, range(5))
+
+
+def test_file_moved_in_mid_series_is_written_on(tmp_path, sender, engine):
+    sender.start(tmp_path / "a.h5", series=1, nframes=20)
+    sender.frames(range(10))
+    wait_for(lambda: engine.snapshot().written == 10)
+    (tmp_path / "a.h5").rename(tmp_path / "b.h5")
+    sender.frames(range(10, 20))
+    assert wait_closed(engine, 1).state == "idle" and holds(tmp_path / "b.h5", range(20))
 
 
 def test_reset_closes_a_series_that_cannot_be_written(tmp_path, sender, engine, monkeypatch):
