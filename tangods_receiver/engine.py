@@ -163,8 +163,10 @@ class Engine:
         for worker in self._started:
             worker.stop()
         self._reception.halt()
-        stuck = [worker for worker in self._started if not worker.join(JOIN_LIMIT)]
-        if not self._keeper.stop(JOIN_LIMIT) or stuck or not self._syncer.stop(JOIN_LIMIT):
+        end = time.monotonic() + JOIN_LIMIT
+        stuck = [worker for worker in self._started if not worker.join(max(0.0, end - time.monotonic()))]
+        ended = self._keeper.stop(JOIN_LIMIT), self._syncer.stop(JOIN_LIMIT)
+        if stuck or not all(ended):
             log.error("the storage does not answer: threads of %s are left behind", self.config.name)
         if self._http is not None:
             self._http.stop()

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import fabio
@@ -628,6 +629,30 @@ def test_storage_that_hangs_is_named_and_nothing_else_hangs(tmp_path, sender, en
 
 
 # --- several workers -------------------------------------------------------------------------------------------------
+
+
+def test_workers_that_hang_in_the_storage_do_not_add_up_at_the_end(tmp_path, sender, monkeypatch):
+    let_go = threading.Event()
+    hanging = []
+
+    def append(self, records):
+        hanging.append(1)
+        let_go.wait(60)
+        return 0
+
+    monkeypatch.setattr(SeriesFile, "append", append)
+    monkeypatch.setattr("tangods_receiver.engine.JOIN_LIMIT", 0.5)
+    try:
+        with running(tmp_path, sender.endpoint, workers=4) as engine:
+            wait_for(lambda: len([t for t in threading.enumerate() if "worker" in t.name]) == 4)
+            sender.start(tmp_path / "a.h5", series=1)
+            wait_opened(engine, 1)
+            sender.frames(range(200))
+            wait_for(lambda: len(hanging) == 4)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 1.5
+    finally:
+        let_go.set()
 
 
 @pytest.mark.parametrize("with_ids", [True, False])
