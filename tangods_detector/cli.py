@@ -133,7 +133,13 @@ def receive(config: Path) -> None:
     "--endpoint", default="tcp://127.0.0.1:9999", show_default=True, help="Address to bind the PUSH socket to."
 )
 @click.option("--filename", help="Name of the file that the receiver writes [default: as recorded].")
-@click.option("--rate", default=0.0, show_default=True, help="Messages per second; 0 is as fast as possible.")
+@click.option(
+    "--rate",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Messages per second; 0 is as fast as possible.",
+)
 @click.option("--repeat", default=1, show_default=True, type=click.IntRange(1), help="Send each image so many times.")
 @click.option(
     "--reorder", default=0, show_default=True, type=click.IntRange(0), help="Shuffle images in windows of so many."
@@ -198,10 +204,13 @@ def _report(work: Callable[[Callable[[int, int], None]], Any], title: str) -> No
 
 
 def progress_bar() -> Progress:
+    """Goes when the work is over or was refused; none where nobody watches."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
     )

@@ -14,6 +14,7 @@ import hdf5plugin  # noqa: F401  registers the bitshuffle filter
 import numpy as np
 import tango
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.tree import Tree
 
@@ -135,9 +136,9 @@ def _show_tree(console: Console, file: Path) -> None:
                 tree.add(f"{name} [dim]{_summary(item)}[/]")
 
     with h5py.File(file) as h5:
-        tree = Tree(f"   {file.name}")
+        tree = Tree(file.name)
         grow(tree, h5)
-        console.print(tree)
+        console.print(Padding(tree, (0, 0, 0, 3)))
 
 
 def _summary(dataset: h5py.Dataset) -> str:
@@ -145,6 +146,8 @@ def _summary(dataset: h5py.Dataset) -> str:
         return f"{' x '.join(map(str, dataset.shape))} {dataset.dtype}"
     value = dataset[()]
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    if isinstance(value, float):
+        text = f"{value:.10g}"
     return f"{text} {dataset.attrs.get('units', '')}".strip()[:70]
 
 

@@ -163,6 +163,7 @@ def test_check_and_recover_refuse_what_is_not_ours(tmp_path: Path, command: str)
         assert done.returncode != 0
         assert str(path) in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
+        assert "0/?" not in done.stderr, "a bar for work that was not done"
     assert other.read_bytes() == before
 
 

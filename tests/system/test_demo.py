@@ -14,6 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tangods_receiver.recovery import check
 from tests.system.beamline import DATASET, wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -68,6 +69,31 @@ def test_keep_until_it_is_ended(tmp_path: Path, sign: signal.Signals) -> None:
         demo.wait(20)
         demo.stdout.close() if demo.stdout else None
     wait_for("all processes to end", lambda: not any(c.is_running() and c.status() != "zombie" for c in children))
+
+
+def test_the_example_of_the_readme_in_itango(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    found = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert found
+    example = tmp_path / "example.py"
+    example.write_text(found[1])
+    output = tmp_path / "output"
+    demo = start(output, "--keep")
+    try:
+        assert demo.stdout
+        said = iter(demo.stdout.readline, "")
+        host = next(line for line in said if "export TANGO_HOST" in line).strip().rpartition("TANGO_HOST=")[2]
+        itango = [str(Path(PROGRAM).with_name("itango")), str(example)]
+        done = subprocess.run(
+            itango, capture_output=True, text=True, timeout=60, env={**os.environ, "TANGO_HOST": host}
+        )
+    finally:
+        demo.terminate()
+        demo.wait(20)
+        demo.stdout.close() if demo.stdout else None
+    assert "Error" not in done.stdout + done.stderr, done.stdout
+    assert re.search(r"scan_\d+\.h5 0 missing", done.stdout), done.stdout
+    assert check(next(output.glob("scan_*.h5"))).frames == 500
 
 
 def test_failure_leaves_no_process_and_keeps_the_logs(tmp_path: Path) -> None:
