@@ -24,6 +24,8 @@ from tangods_receiver.stats import Snapshot
 log = logging.getLogger(__name__)
 
 START_LIMIT = 10.0  # s, importing and binding on a busy machine included
+PICTURES = 4  # images decoded at a time: each takes several times its size in memory
+PICTURE_WAIT = 1.0  # s for a turn
 STOP_LIMIT = 0.5  # s that open connections have to end by themselves
 
 
@@ -52,6 +54,7 @@ class Receiver(Protocol):
 
 def create_app(engine: Receiver) -> FastAPI:
     """The routes. They are plain functions, which FastAPI runs in threads: none can hold up the event loop."""
+    turns = threading.BoundedSemaphore(PICTURES)
     app = FastAPI(title="StreamReceiver", version=__version__, docs_url=None, redoc_url=None)
 
     @app.get("/status")
@@ -78,6 +81,14 @@ def create_app(engine: Receiver) -> FastAPI:
 
     @app.get("/last_frame")
     def last_frame(format: Literal["npy", "png"] = "npy") -> Response:
+        if not turns.acquire(timeout=PICTURE_WAIT):
+            return _error(503, f"{PICTURES} images are being fetched already: ask again")
+        try:
+            return picture_response(format)
+        finally:
+            turns.release()
+
+    def picture_response(format: str) -> Response:
         picture = engine.last_frame()
         if picture is None:
             return _error(404, "no image has been received yet")

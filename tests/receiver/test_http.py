@@ -189,6 +189,26 @@ def test_a_slow_answer_holds_nobody_up(engine, client):
         assert client.get("/status").status_code == 200
 
 
+def test_images_are_decoded_a_few_at_a_time(engine, client, monkeypatch):
+    let_go, at_work = threading.Event(), []
+
+    def last_frame():
+        at_work.append(1)
+        let_go.wait(20)
+
+    monkeypatch.setattr(engine, "last_frame", last_frame)
+    with contextlib.ExitStack() as stack:
+        asking = [threading.Thread(target=client.get, args=("/last_frame",)) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+            stack.callback(thread.join)
+        stack.callback(let_go.set)
+        wait_for(lambda: len(at_work) == 4)
+        refused = client.get("/last_frame")
+        assert refused.status_code == 503 and "ask again" in refused.json()["error"] and len(at_work) == 4
+    assert client.get("/last_frame").status_code == 404
+
+
 def test_it_ends_at_once_and_leaves_no_thread_and_no_port(engine):
     before = set(threading.enumerate())
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
