@@ -20,8 +20,9 @@ settings.load_profile("project")
 
 GRACE = 3.0  # s that threads and children have to end after a test
 
-# Not ours to end: threads of C++ (Tango's event consumers) that once called Python, and the time limit itself.
-KEPT = ("Dummy-", "pytest_timeout")
+# Not ours to end: threads of C++ (Tango's event consumers) that once called Python, the time limit itself, and the pool
+# of an HTTP side that a wider fixture keeps running (idle threads of it end after 10 s).
+KEPT = ("Dummy-", "pytest_timeout", "AnyIO worker")
 
 
 def _threads() -> set[threading.Thread]:
