@@ -478,7 +478,11 @@ class Acquisition:
     def _restart_receiver(self) -> None:
         if self._receiver is None:
             return
+        before = self.snapshot
         self.publish(status=f"restarting receiver {self._receiver_name}")
         problem = quietly(self._receiver.restart)
-        self.publish(status=problem or "ready", last_error=problem)
+        if before.state is State.IDLE:
+            self.publish(status=problem or "ready", last_error=problem)
+        else:  # what is wrong here is still wrong
+            self.publish(status=f"{before.status}; RestartReceiver: {problem}" if problem else before.status)
         self._next_look = 0.0

@@ -76,7 +76,13 @@ def open_receiver(address: str) -> Receiver:
     """The receiver that a `Receiver` property names; nothing is asked of it yet. ConfigError: that is no address."""
     address = address.strip()
     if address.startswith(("http://", "https://")):
-        return HttpReceiver(address)
+        try:
+            host = httpx.URL(address).host
+            if not re.fullmatch(r"[\w.:-]+", host):
+                raise httpx.InvalidURL("there is no host in it")
+            return HttpReceiver(address)
+        except httpx.InvalidURL as exc:
+            raise ConfigError(f"Receiver: {address!r}: {exc}; give an address such as http://host:8000") from exc
     if re.fullmatch(r"(tango://[^/]+/)?[^/\s]+/[^/\s]+/[^/\s#]+(#dbase=\w+)?|[\w.-]+", address) and address != "None":
         return TangoReceiver(address)
     raise ConfigError(
@@ -139,11 +145,12 @@ class TangoReceiver(Receiver):
 
         try:
             with tango.EnsureOmniThread():
-                if self._proxy is None:
+                proxy = self._proxy  # another thread may take it away meanwhile
+                if proxy is None:
                     proxy = tango.DeviceProxy(self.name)
                     proxy.set_timeout_millis(int(TIMEOUT * 1000))
                     self._proxy = proxy
-                yield self._proxy
+                yield proxy
         except tango.DevFailed as exc:
             if isinstance(exc, tango.ConnectionFailed | tango.CommunicationFailed):
                 self._proxy = None  # a new one connects at once; the old would refuse to try again within a second

@@ -112,12 +112,18 @@ class Series:
 def parse_metadata(text: str) -> dict[str, Any]:
     """The user's JSON object. ConfigError when it is none."""
     try:
-        value = json.loads(text) if text.strip() else {}
-    except ValueError as exc:
+        value = json.loads(text, parse_constant=_no_json) if text.strip() else {}
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8, and so no way into the file
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(f'Metadata: not JSON ({exc}); give an object such as {{"sample": "A1"}}') from exc
     if not isinstance(value, dict):
         raise ConfigError('Metadata: not a JSON object; give one such as {"sample": "A1"}')
     return value
+
+
+def _no_json(word: str) -> float:
+    """NaN and Infinity, which Python would take."""
+    raise ValueError(f"{word} is not a JSON value")
 
 
 def check_together(settings: Settings, latency: float) -> None:

@@ -67,6 +67,7 @@ def test_a_backend_of_another_package() -> None:
         ("no.such:Thing", "cannot be loaded"),
         ("json:loads", "is not a tangods_detector.hw.base.Backend"),
         ("json:Nothing", "cannot be loaded"),
+        (".:Thing", "cannot be loaded"),
     ],
 )
 def test_what_is_no_backend(name: str, words: str) -> None:

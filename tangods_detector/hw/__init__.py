@@ -28,8 +28,8 @@ def load_backend(name: str) -> type[Backend]:
         )
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as exc:
-        raise ConfigError(f"Backend: {target} cannot be loaded: {exc}") from exc
+    except Exception as exc:  # a module of somebody else's, with a vendor's library: anything can come
+        raise ConfigError(f"Backend: {target} cannot be loaded: {exc or type(exc).__name__}") from exc
     if not (isinstance(cls, type) and issubclass(cls, Backend)):
         raise ConfigError(f"Backend: {target} is not a tangods_detector.hw.base.Backend")
     return cls

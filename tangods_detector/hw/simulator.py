@@ -100,6 +100,7 @@ class Camera(threading.Thread):
         self._orders: queue.Queue[tuple[dict[str, Any], Future[None]] | None] = queue.Queue()
         self._abort = threading.Event()
         self._go = threading.Event()
+        self._exposing = threading.Event()  # from then on triggers are heeded
         self._idle = threading.Event()
         self._idle.set()
         self._software: queue.Queue[float] = queue.Queue()
@@ -115,6 +116,7 @@ class Camera(threading.Thread):
         done: Future[None] = Future()
         self._abort.clear()
         self._go.clear()
+        self._exposing.clear()
         self._idle.clear()
         self._software = queue.Queue()
         self._settings = order["series"].settings
@@ -125,7 +127,9 @@ class Camera(threading.Thread):
             raise HardwareError(f"the simulated camera did not arm within {limit + STOP_LIMIT:g} s") from None
 
     def go(self) -> None:
+        """Returns when triggers are let through: a client sends the first as soon as it sees RUNNING."""
         self._go.set()
+        self._exposing.wait(STOP_LIMIT)
 
     def software_trigger(self) -> None:
         """Accept one software trigger; HardwareError when there is nothing to trigger, or the last is not finished."""
@@ -192,6 +196,7 @@ class Camera(threading.Thread):
         except Exception as exc:  # outermost loop of this thread: it becomes the status
             log.exception("simulated camera")
             failure = f"the simulated camera failed: {exc!r}"
+        self._exposing.set()  # also if it was stopped before: nobody waits in vain
         phase = Phase.IDLE if self._abort.is_set() else Phase.DONE
         if not order["failures"].no_end and not failure:
             self._streamer.end()
@@ -204,6 +209,7 @@ class Camera(threading.Thread):
             if self._abort.is_set():
                 return ""
         self.status = replace(self.status, phase=Phase.ACQUIRING)
+        self._exposing.set()
         settings = series.settings
         sender = Sender(self._streamer, series, images, self._options, failures)  # type: ignore[arg-type]
         gate = settings.trigger_mode is TriggerMode.EXTERNAL_GATE

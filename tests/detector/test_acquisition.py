@@ -573,6 +573,19 @@ def test_restart_the_receiver(bench: Bench) -> None:
     bench.good_series()
 
 
+def test_restarting_the_receiver_hides_no_fault(bench: Bench) -> None:
+    bench.backend.errors["arm"] = HardwareError("no high voltage")
+    bench.acquisition.arm(FILE)
+    assert "no high voltage" in bench.fault()
+    bench.acquisition.restart_receiver()
+    wait_for("the restart", lambda: "restart" in bench.receiver.calls)
+    bench.acquisition.call(lambda b: None, "anything after it")
+    assert "no high voltage" in bench.now.status and "no high voltage" in bench.now.last_error
+    bench.backend.errors.clear()
+    bench.reset()
+    bench.good_series()
+
+
 def test_readings_with_an_alarm_level_are_kept_up_to_date(bench: Bench) -> None:
     assert bench.now.readings == {"Temperature": 20.0}
     bench.backend.temperature = 99.0

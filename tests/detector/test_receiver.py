@@ -47,7 +47,9 @@ def test_tango_names(address: str) -> None:
     assert isinstance(open_receiver(address), TangoReceiver)
 
 
-@pytest.mark.parametrize("address", ["", "None", "a/b", "ftp://x", "a b", "a/b/c/d"])
+@pytest.mark.parametrize(
+    "address", ["", "None", "a/b", "ftp://x", "a b", "a/b/c/d", "http://", "http://[", "http://h:x"]
+)
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(ConfigError, match="http://host:8000"):
         open_receiver(address)

@@ -49,6 +49,6 @@ def test_a_live_series_has_no_number_of_frames() -> None:
 def test_metadata_is_a_json_object() -> None:
     assert parse_metadata('{"a": [1, null]}') == {"a": [1, None]}
     assert parse_metadata("  ") == {}
-    for text in ("{", "[1]", "3", "nonsense"):
+    for text in ("{", "[1]", "3", "nonsense", '{"a": NaN}', '{"a": "\\ud800"}', "[" * 100_000):
         with pytest.raises(ConfigError, match="JSON"):
             parse_metadata(text)
