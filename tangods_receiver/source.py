@@ -18,7 +18,7 @@ from tangods_receiver.transforms import NEEDED, apply
 
 log = logging.getLogger(__name__)
 
-BATCH = 16  # messages taken together
+BATCH = 64  # messages taken together (20 kB: 0.78 of C pwrite, with 16: 0.65)
 BATCH_BYTES = 4_000_000
 WAKE = 100  # ms between looks at the stop event
 TYPICAL_FRAME = 256 << 10  # bytes; a new socket has room for these (4 MiB: 0.81 instead of 0.98 of C at 200 kB)

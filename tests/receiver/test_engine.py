@@ -518,7 +518,7 @@ def test_write_failure_discards_counts_and_keeps_receiving(tmp_path, sender, eng
 
     def full(self, records):
         calls.append(len(records))
-        if sum(calls) > 20:
+        if sum(calls) > 100:  # more than one batch
             raise WriteError(f"{self.path}: no space left; make room")
         return real(self, records)
 
