@@ -24,7 +24,11 @@ class ReceiverConfig(BaseModel):
     below which files may be written; `dataset` path of the images in the file; `http` "host:port" ("" none, port 0
     any free one); `hwm_bytes` what may wait in memory per worker and endpoint; `end_timeout` how long missing frames
     are waited for after the end message; `stall_timeout` closes a series in which nothing comes (0: never);
-    `allow_overwrite` lets a start message that asks for it replace an existing file."""
+    `allow_overwrite` lets a start message that asks for it replace an existing file; `transforms` the pixel work, in
+    this order; `parts` spreads the frames over so many files and `frames_per_file` begins a new one each so many
+    frames (0: never), joined by a master file; `fsync_interval` how often written data are put on the disk while the
+    series runs (0: after its end); `payload_crc` keeps a checksum of each payload; `context_per_worker` False: one
+    ZeroMQ context with `io_threads` threads for all workers instead of one for each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,6 +46,12 @@ class ReceiverConfig(BaseModel):
     stall_timeout: float = Field(0.0, ge=0, le=30 * 86400, allow_inf_nan=False)
     commit_interval: float = Field(1.0, ge=0.01, le=3600, allow_inf_nan=False)
     allow_overwrite: bool = Field(False, strict=True)
+    transforms: tuple[Any, ...] = ()
+    parts: int = Field(1, ge=1, le=64, strict=True)
+    frames_per_file: int = Field(0, ge=0, le=2**40, strict=True)
+    fsync_interval: float = Field(0.0, ge=0, le=86400, allow_inf_nan=False)
+    payload_crc: bool = Field(False, strict=True)
+    context_per_worker: bool = Field(True, strict=True)
 
     @field_validator("protocol")
     @classmethod

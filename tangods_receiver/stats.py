@@ -12,7 +12,8 @@ class Tally:
     """Counters of one thread for one series; only that thread writes them.
 
     What is counted are images as they come: where a stream sends the modules of an image one by one, each counts.
-    The books balance: received == written + repeated + foreign + rejected + discarded."""
+    The books balance: received == written + repeated + foreign + rejected + discarded.
+    `batches` were taken together; `waiting` (for the socket), `transforming` and `writing` are seconds."""
 
     received: int = 0
     written: int = 0
@@ -21,6 +22,10 @@ class Tally:
     rejected: int = 0
     discarded: int = 0
     bytes: int = 0
+    batches: int = 0
+    waiting: float = 0.0
+    transforming: float = 0.0
+    writing: float = 0.0
 
     @staticmethod
     def sum(tallies: Iterable[Tally]) -> Tally:
