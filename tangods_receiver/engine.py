@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 TURN = 0.1  # s between looks at deadlines; what can be closed at once wakes the keeper
 STOPPING_TURN = 0.02
 JOIN_LIMIT = 5.0  # s; a thread that hangs in the storage is left behind
-RATE_OVER = 1.0  # s
 
 
 class Keeper:
@@ -38,8 +37,6 @@ class Keeper:
         self._wake = wake
         self._halt = False
         self._next_commit = 0.0
-        self._sample = time.monotonic(), 0, 0
-        self.rate = self.throughput = 0.0
         self._thread = threading.Thread(target=self._main, name=f"{config.name} keeper", daemon=True)
 
     def start(self) -> None:
@@ -66,18 +63,10 @@ class Keeper:
             if not self._reception.close_when_due() and now >= self._next_commit:
                 self._reception.commit()
                 self._next_commit = time.monotonic() + self._config.commit_interval
-            self._measure(now)
+            self._reception.measure()
         except Exception as exc:  # the outermost loop: it becomes the state
             log.exception("keeper")
             self._reception.fail(exc)
-
-    def _measure(self, now: float) -> None:
-        then, frames, nbytes = self._sample
-        if now - then >= RATE_OVER:
-            total_frames, total_bytes = self._reception.totals()
-            self.rate = (total_frames - frames) / (now - then)
-            self.throughput = (total_bytes - nbytes) / (now - then)
-            self._sample = now, total_frames, total_bytes
 
 
 class Syncer:
@@ -88,6 +77,7 @@ class Syncer:
         self._lock = threading.Lock()
         self._waiting = 0
         self._failed = False
+        self.seconds = 0.0  # that the last sync took
         self._thread = threading.Thread(target=self._main, name=f"{name} sync", daemon=True)
 
     @property
@@ -111,7 +101,9 @@ class Syncer:
     def _main(self) -> None:
         while (file := self._files.get()) is not None:
             try:
+                begun = time.monotonic()
                 file.sync()
+                self.seconds = time.monotonic() - begun
                 self._failed = False
             except (WriteError, OSError) as exc:
                 self._failed = True
@@ -179,7 +171,7 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Everything countable, at one moment; cheap."""
-        return self._reception.snapshot(self._keeper.rate, self._keeper.throughput, self._syncer.durable)
+        return self._reception.snapshot(self._syncer.durable, self._syncer.seconds)
 
     def stop(self, series: int | None = None) -> None:
         """Close the open series with what came, within `end_timeout`; returns at once, harmless when none is open."""

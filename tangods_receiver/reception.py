@@ -20,7 +20,7 @@ from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart
 from tangods_receiver.records import Books, Record
 from tangods_receiver.series import Series
 from tangods_receiver.seriesfile import SeriesFile
-from tangods_receiver.stats import Snapshot, Tally
+from tangods_receiver.stats import Loss, Meter, Snapshot, Tally, Timing, summary
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +51,17 @@ class Reception:
         self._error = ""
         self._serious = False
         self._tallies = [Tally() for _ in range(config.workers)]
-        self._told: set[str] = set()  # anomalies between series that the log has
+        self._told: dict[str, tuple[int, str]] = {}  # anomalies between series, which the log has: how often, the first
         self._generation = 0  # grows with every start, end and close
         self._gave_up: list[Frame | None] = [None] * config.workers  # frame of no series that was waited with in vain
         self._reading = [False] * config.workers
         self._calls: dict[int, tuple[float, str]] = {}  # to the storage, by thread: since when, what
         self._heard = time.monotonic()
-        self._frames = self._bytes = 0  # since the engine began
+        self._earlier = [Tally() for _ in range(config.workers)]  # of all series before the one now or last open
+        self._earlier_missing = 0
+        self._end_reason = ""  # of the last series
+        self._commits = Timing()  # `longest`: of the series now or last open
+        self._meter = Meter(config.workers, self._heard)
 
     # --- what the workers call ---------------------------------------------------------------------------------------
 
@@ -125,7 +129,7 @@ class Reception:
             tally = self._tallies[worker]
             tally.received += count
             tally.rejected += count
-            self._anomaly("rejected", f"message refused: {error}", serious=True)
+            self._anomaly("rejected", f"message refused: {error}", serious=True, count=count)
 
     def fail(self, error: Exception) -> None:
         """A worker met what nobody foresaw."""
@@ -159,17 +163,19 @@ class Reception:
 
     # --- what the engine's clients call ------------------------------------------------------------------------------
 
-    def snapshot(self, rate: float, throughput: float, durable: bool) -> Snapshot:
+    def snapshot(self, durable: bool, sync_time: float = 0.0) -> Snapshot:
         with self._changed:
             series = self._open or self._last
             tally = Tally.sum(self._tallies)
+            missing = 0 if series is None else series.known_missing()
+            workers = self._meter.read(time.monotonic(), self._totals())
             return Snapshot(
                 state="error" if self._serious else "running" if self._open is not None else "idle",
                 series=0 if series is None else series.id,
                 file=str(self._open.file.path) if self._open is not None and self._open.file is not None else "",
                 received=tally.received,
                 written=tally.written,
-                missing=0 if series is None else series.known_missing(),
+                missing=missing,
                 repeated=tally.repeated,
                 foreign=tally.foreign,
                 rejected=tally.rejected,
@@ -179,12 +185,32 @@ class Reception:
                 opened=self._opened,
                 closed=self._closed,
                 last_file=self._last_file,
-                rate=rate,
-                throughput=throughput,
+                rate=sum(worker.rate for worker in workers),
+                throughput=sum(worker.throughput for worker in workers),
                 durable=durable,
                 last_number=self._live.number,
                 error=self._error or self._slow_call(),
+                workers=workers,
+                lost=self._lost(series, tally, missing),
+                missing_total=self._earlier_missing,
+                commits=self._commits.count,
+                commit_seconds=self._commits.total,
+                commit_time=self._commits.last,
+                longest_commit=self._commits.longest,
+                sync_time=sync_time,
             )
+
+    def _lost(self, series: Series | None, tally: Tally, missing: int) -> tuple[Loss, ...]:
+        """What went wrong in the open or last series and, once it is over, since then."""
+        found = dict(self._told)
+        for kind, (count, first) in series.troubles.items() if series else ():
+            found[kind] = count + found.get(kind, (0, ""))[0], first
+        if missing:
+            found["missing"] = missing, self._end_reason if series is self._last else "later ones are there"
+        if tally.discarded:
+            reason = series.failure if series else ""
+            found["discarded"] = tally.discarded, reason or "sent as not to be stored, or no file is wanted"
+        return tuple(Loss(kind, count, first) for kind, (count, first) in found.items())
 
     def stop(self, series: int | None = None) -> None:
         """Close the open series (if it has this id) with what came, as soon as the sockets are quiet."""
@@ -203,10 +229,14 @@ class Reception:
 
     # --- what the keeper calls ---------------------------------------------------------------------------------------
 
-    def totals(self) -> tuple[int, int]:
-        """Frames received and bytes written since the engine began."""
-        tally = Tally.sum(self._tallies)
-        return self._frames + tally.received, self._bytes + tally.bytes
+    def measure(self) -> None:
+        """Look at what the workers do; several times a second."""
+        with self._changed:
+            self._meter.read(time.monotonic(), self._totals())
+
+    def _totals(self) -> list[Tally]:
+        """Of each worker since the engine began."""
+        return [Tally.sum(pair) for pair in zip(self._earlier, self._tallies, strict=True)]
 
     @property
     def stopping(self) -> bool:
@@ -232,7 +262,9 @@ class Reception:
             return
         try:
             with self._storage("committing", series):
+                begun = time.monotonic()
                 series.file.commit()
+                self._commits.add(time.monotonic() - begun)
         except DaqError as exc:
             with self._changed:
                 series.failure = series.failure or str(exc)
@@ -249,10 +281,12 @@ class Reception:
             books = series.close()
         with self._storage("closing", series):
             failure = self._close_file(series, books)
-        self._log_close(series)
+        self._log_close(series, self._commits)
         with self._changed:
             self._judge(series, failure)
             self._last, self._open = series, None
+            self._earlier_missing += total(series.missing)
+            self._end_reason = series.end_reason()
             if series.start.series is not None:
                 self._past.append(series.start.series)
             if series.file is not None:
@@ -309,7 +343,8 @@ class Reception:
             endpoints=len(self._config.endpoints),
             previous=self._last,
         )
-        self._frames, self._bytes = self.totals()
+        self._earlier = self._totals()
+        self._commits.longest = 0.0
         self._last_id = series.id
         self._open = series
         self._tallies = series.tallies
@@ -488,15 +523,17 @@ class Reception:
         if not self._serious:
             self._error, self._serious = sentence, True
 
-    def _anomaly(self, kind: str, sentence: str, serious: bool = False) -> None:
+    def _anomaly(self, kind: str, sentence: str, serious: bool = False, count: int = 1) -> None:
         """Counted in the open series, else told to the log once; `serious`: the state becomes error."""
         if serious:
             self._fail(sentence)
         if self._open is not None and not self._open.closing:
-            self._open.trouble(kind, sentence)
-        elif kind not in self._told:
-            self._told.add(kind)
+            self._open.trouble(kind, sentence, count)
+            return
+        if kind not in self._told:
             log.warning("%s", sentence)
+        before, first = self._told.get(kind, (0, sentence))
+        self._told[kind] = before + count, first
 
     def _judge(self, series: Series, failure: str) -> None:
         """What a closed series leaves in `error`: bad ends are failures, missing frames a remark."""
@@ -513,7 +550,7 @@ class Reception:
             self._error = sentence
 
     @staticmethod
-    def _log_close(series: Series) -> None:
+    def _log_close(series: Series, commits: Timing) -> None:
         tally = Tally.sum(series.tallies)
         seconds = time.monotonic() - series.begun
         for kind, (count, first) in series.troubles.items():
@@ -521,12 +558,12 @@ class Reception:
         if (reason := series.end_reason()) != "complete":
             log.warning("series %d: %s", series.id, reason)
         log.info(
-            "series %d closed %s: %d frames, %d missing, %d repeated, %.2f s, %.1f MB/s",
+            "series %d closed %s: %d frames, %d missing, %d repeated, %.2f s, %s",
             series.id,
             series.file.path if series.file else "(no file)",
             series.ledger.stored if series.file else series.ledger.complete,
             total(series.missing),
             tally.repeated,
             seconds,
-            tally.bytes / max(seconds, 1e-6) / 1e6,
+            summary(tally, len(series.tallies), seconds, commits),
         )

@@ -194,10 +194,10 @@ class Series:
         """Frames refused so far."""
         return self.troubles.get("rejected", (0, ""))[0]
 
-    def trouble(self, kind: str, sentence: str) -> None:
+    def trouble(self, kind: str, sentence: str, count: int = 1) -> None:
         """Note an anomaly: counted, its first case in words."""
-        count, first = self.troubles.get(kind, (0, sentence))
-        self.troubles[kind] = count + 1, first
+        before, first = self.troubles.get(kind, (0, sentence))
+        self.troubles[kind] = before + count, first
 
     # --- the file ----------------------------------------------------------------------------------------------------
 

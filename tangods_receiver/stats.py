@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+WINDOW = 1.0  # s that rates and shares look back
+RESOLUTION = 0.25  # s; workers look at their sockets and the meter at the workers every 0.1 s: what is less is nothing
 
 
 @dataclass
@@ -13,7 +16,8 @@ class Tally:
 
     What is counted are images as they come: where a stream sends the modules of an image one by one, each counts.
     The books balance: received == written + repeated + foreign + rejected + discarded.
-    `batches` were taken together; `waiting` (for the socket), `transforming` and `writing` are seconds."""
+    `bytes` of pixels were written, `received_bytes` came; `batches` were taken together, `full` of them left the socket
+    with more; `waiting` (for the socket), `transforming` and `writing` are seconds."""
 
     received: int = 0
     written: int = 0
@@ -22,7 +26,9 @@ class Tally:
     rejected: int = 0
     discarded: int = 0
     bytes: int = 0
+    received_bytes: int = 0
     batches: int = 0
+    full: int = 0
     waiting: float = 0.0
     transforming: float = 0.0
     writing: float = 0.0
@@ -37,6 +43,144 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """Parts of the time, 0 to 1: waiting for the socket, in transforms, in writing. What is left to 1 is the rest."""
+
+    waiting: float = 0.0
+    transforming: float = 0.0
+    writing: float = 0.0
+
+    @staticmethod
+    def of(tally: Tally, seconds: float) -> Shares:
+        """A call that began earlier counts when it ends, so that a share is cut at 1."""
+        return Shares(*(_part(t, seconds) for t in (tally.waiting, tally.transforming, tally.writing)))
+
+
+def _part(amount: float, of: float) -> float:
+    return round(min(1.0, max(0.0, amount / of)), 3) if of > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Frames that are not in the file, or other things that went wrong, and the first case in words."""
+
+    kind: str
+    count: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """One worker. Frames, bytes, batches and seconds since the engine began, which never go back (`Tally` says what
+    they are); `rate` frames received/s, `throughput` bytes written/s, `batch_size` frames, `full_share` of the batches
+    and the shares `now` over the last second; `overall` since the engine began.
+
+    ZeroMQ does not tell how much is waiting; `behind` is the next best: seconds since the socket was last found empty,
+    0 when that was just now. With `full_share` 1 the worker is the bottleneck."""
+
+    index: int = 0
+    received: int = 0
+    written: int = 0
+    repeated: int = 0
+    foreign: int = 0
+    rejected: int = 0
+    discarded: int = 0
+    bytes: int = 0
+    received_bytes: int = 0
+    batches: int = 0
+    full: int = 0
+    waiting: float = 0.0
+    transforming: float = 0.0
+    writing: float = 0.0
+    rate: float = 0.0
+    throughput: float = 0.0
+    batch_size: float = 0.0
+    full_share: float = 0.0
+    now: Shares = Shares()
+    overall: Shares = Shares()
+    behind: float = 0.0
+
+
+class _Dial:
+    """Of one worker: what was last looked at."""
+
+    def __init__(self, index: int, now: float) -> None:
+        self._index = index
+        self._began = self._sampled = self._empty = now
+        self._sample = self._looked = Tally()
+        self._recent = WorkerStats(index)
+
+    def read(self, now: float, tally: Tally) -> WorkerStats:
+        """`tally` of all that it did since the engine began."""
+        self._look_for_an_empty_socket(now, tally)
+        if now - self._sampled >= WINDOW:
+            self._recent = self._measured(tally, now - self._sampled)
+            self._sampled, self._sample = now, replace(tally)
+        behind = now - self._empty
+        return replace(
+            self._recent,
+            **_known(WorkerStats, vars(tally)),
+            overall=Shares.of(tally, now - self._began),
+            behind=round(behind, 2) if behind > RESOLUTION else 0.0,
+        )
+
+    def _look_for_an_empty_socket(self, now: float, tally: Tally) -> None:
+        before, self._looked = self._looked, replace(tally)
+        batches, full = tally.batches - before.batches, tally.full - before.full
+        if batches > full or (not batches and tally.waiting > before.waiting):
+            self._empty = now
+
+    def _measured(self, tally: Tally, seconds: float) -> WorkerStats:
+        before = self._sample
+        past = Tally(**{f.name: getattr(tally, f.name) - getattr(before, f.name) for f in fields(Tally)})
+        return WorkerStats(
+            self._index,
+            rate=past.received / seconds,
+            throughput=past.bytes / seconds,
+            batch_size=round(past.received / past.batches, 1) if past.batches else 0.0,
+            full_share=_part(past.full, past.batches),
+            now=Shares.of(past, seconds),
+        )
+
+
+class Meter:
+    """Counts that only grow -> rates and shares over the last second; it has no clock and no lock of its own."""
+
+    def __init__(self, workers: int, now: float) -> None:
+        self._dials = [_Dial(index, now) for index in range(workers)]
+
+    def read(self, now: float, tallies: Sequence[Tally]) -> tuple[WorkerStats, ...]:
+        """`tallies` of each worker since the engine began, at `now`. Ask at least every `RESOLUTION`."""
+        return tuple(dial.read(now, tally) for dial, tally in zip(self._dials, tallies, strict=True))
+
+
+@dataclass
+class Timing:
+    """Calls of one kind and how long they took, in seconds."""
+
+    count: int = 0
+    total: float = 0.0
+    last: float = 0.0
+    longest: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.total += seconds
+        self.last = seconds
+        self.longest = max(self.longest, seconds)
+
+
+def summary(tally: Tally, workers: int, seconds: float, commits: Timing) -> str:
+    """How a series went, for the log."""
+    shares = Shares.of(tally, seconds * workers)
+    size = tally.received / tally.batches if tally.batches else 0.0
+    return (
+        f"{tally.bytes / max(seconds, 1e-6) / 1e6:.1f} MB/s, batches of {size:.1f}, waiting {shares.waiting:.0%}, "
+        f"transforms {shares.transforming:.0%}, writing {shares.writing:.0%}, longest commit {commits.longest:.3f} s"
+    )
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The state of a receiver at one moment: what /status, the Tango attributes and the tests read.
 
@@ -45,6 +189,11 @@ class Snapshot:
     closed last; `missing` frames known lost (of the open or last series); `expected` None: not announced;
     `rate` frames/s and `throughput` bytes/s over the last second; `durable` True when the last closed file was synced;
     `last_number` the number of the newest image in its series (-1: none yet).
+
+    `workers` what each did since the engine began; `lost` what went wrong in the open or last series, by kind;
+    `missing_total` frames missing in all closed series; `commits` and `commit_seconds` since the engine began,
+    `commit_time` of the last one, `longest_commit` of the open or last series; `sync_time` s that putting the last
+    closed file on the disk took.
     """
 
     state: str = "idle"
@@ -67,6 +216,37 @@ class Snapshot:
     durable: bool = True
     last_number: int = -1
     error: str = ""
+    workers: tuple[WorkerStats, ...] = ()
+    lost: tuple[Loss, ...] = ()
+    missing_total: int = 0
+    commits: int = 0
+    commit_seconds: float = 0.0
+    commit_time: float = 0.0
+    longest_commit: float = 0.0
+    sync_time: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Snapshot:
+        """From JSON of any version: what is unknown here is left out, what is lacking has its default. TypeError."""
+        known = _known(cls, values)
+        known["workers"] = tuple(_worker(worker) for worker in known.get("workers", ()))
+        known["lost"] = tuple(Loss(**_known(Loss, loss)) for loss in known.get("lost", ()))
+        return cls(**known)
+
+
+def _worker(values: Mapping[str, Any]) -> WorkerStats:
+    known = _known(WorkerStats, values)
+    for name in {"now", "overall"} & set(known):
+        known[name] = Shares(**_known(Shares, known[name]))
+    return WorkerStats(**known)
+
+
+def _known(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{kind.__name__}: {str(values)[:80]}")
+    names = {f.name for f in fields(kind)}
+    return {key: value for key, value in values.items() if key in names}

@@ -92,7 +92,7 @@ class Receiver:
             pass
 
     def snapshot(self):
-        s = self.reception.snapshot(0, 0, True)
+        s = self.reception.snapshot(True)
         assert s.received == s.written + s.repeated + s.foreign + s.rejected + s.discarded
         return s
 
