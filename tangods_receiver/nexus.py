@@ -18,7 +18,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from . import __version__, h5fields
+from . import __version__, assembled, h5fields
 from .errors import ConfigError, WriteError
 from .h5fields import ArrayFields, Read
 from .records import STATUS_TEXT, Books, FileHeader, ImageLayout
@@ -243,6 +243,8 @@ def _tree(h5: h5py.File, header: FileHeader, layout: ImageLayout | None, nonce: 
         if path[:-1] != groups:
             detector["data"] = data
         plot.attrs["signal"] = "data"
+        if placement := assembled.placement_of(header, layout):
+            assembled.add(h5["/".join(path)], detector, plot, placement)
     _detector(detector, header)
     put_json(_group(detector, "header", "NXcollection"), header.metadata)
 

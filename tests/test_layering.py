@@ -17,7 +17,8 @@ MODULES = {
     for path in sorted((TOP / package).rglob("*.py"))
 }
 RIM = ("device", "receiver", "tango_edge", "cli", "demo", "register", "localtango")  # modules that may know Tango
-READ_FILES = ("nexus", "recovery", "h5fields", "demo")  # modules that may know h5py: nothing of a frame's way
+# Modules that may know h5py: nothing of a frame's way.
+READ_FILES = ("nexus", "assembled", "assemble", "recovery", "h5fields", "demo")
 OURS = ("tangods_receiver", "tangods_detector")
 
 
