@@ -1,36 +1,59 @@
-"""Compress and decompress by name: `none`, `bslz4` (a chunk of HDF5 filter 32008), `cbf` (a whole miniCBF file).
+"""Pixels to bytes and back, by name. Input comes from the network: the worst that it does is a StreamError.
 
-Input comes from the network: whatever it holds, the worst that happens is a StreamError."""
+| name | bytes |
+| --- | --- |
+| none | plain pixels, little-endian |
+| bslz4 | a chunk of HDF5 filter 32008 |
+| lz4 | a raw LZ4 block (Dectris' `lz4<`), or a chunk of HDF5 filter 32004, into which it is made for the file |
+| cbf | a whole miniCBF file, byte-offset compressed; only read |
+| mono12p | 12-bit pixels, two in three bytes: b0 + (b1 & 15) * 256, (b1 >> 4) + b2 * 16 |
+| mono12packed | Andor's: b0 * 16 + (b1 & 15), (b1 >> 4) + b2 * 16 |
+"""
 
 from __future__ import annotations
 
-import re
+import ctypes
 import struct
+from math import prod
 from typing import Any
 
 import bitshuffle
+import bitshuffle.ext
 import numpy as np
 
+from tangods_receiver import cbf, kernels, lz4block
 from tangods_receiver.errors import StreamError
 from tangods_receiver.protocol import Buffer
 
 Array = np.ndarray[Any, Any]
 
+STORED = {"none": "none", "bslz4": "bslz4", "lz4": "lz4", "cbf": "none", "mono12p": "none", "mono12packed": "none"}
+PACKED = ("mono12p", "mono12packed")
 _HEAD = struct.Struct(">QI")
-_CBF_START = b"\x0c\x1a\x04\xd5"
-_CBF_HEADER_MAX = 65536  # bytes of text before the pixels
-_SPARE = 16  # bytes behind the pixels of a CBF, so that a cut escape reads them and not foreign memory
+_BLOCK = 8192  # bytes, as bitshuffle chooses itself
 
 
-def compress(codec: str, array: Array) -> bytes:
+def stored_as(codec: str, dtype: str) -> tuple[str, str]:
+    """Codec and type in a file of what arrives so: HDF5 has no filter for all of them."""
+    try:
+        becomes = STORED[codec]
+    except KeyError:
+        raise StreamError(f"compression {codec!r} is not known, known are {', '.join(STORED)}") from None
+    return becomes, {"cbf": "int32", "mono12p": "uint16", "mono12packed": "uint16"}.get(codec, dtype)
+
+
+def compress(codec: str, array: Array) -> Buffer:
     """The bytes of one chunk. StreamError: a codec that is only read, or not known."""
+    array = np.ascontiguousarray(array)
     if codec == "none":
-        return np.ascontiguousarray(array).tobytes()
+        return _bytes_of(array).data
     if codec == "bslz4":
-        array = np.ascontiguousarray(array)
-        block = _default_block(array.itemsize)
-        head = _HEAD.pack(array.nbytes, block * array.itemsize)
-        return head + bytes(bitshuffle.compress_lz4(array.reshape(-1), block))
+        return _to_bslz4(array)
+    if codec == "lz4":
+        raw = _bytes_of(array)
+        return lz4block.to_chunk(lz4block.compress(raw).data, raw.size)
+    if codec in PACKED:
+        return _pack12(codec, array).data
     raise StreamError(f"cannot compress to {codec!r}")
 
 
@@ -41,44 +64,85 @@ def decompress(codec: str, data: Buffer, shape: tuple[int, ...], dtype: str) -> 
     if codec == "bslz4":
         return _bslz4(data, shape, np.dtype(dtype))
     if codec == "cbf":
-        return _cbf(data, shape)
-    raise StreamError(f"compression {codec!r} is not known")
+        return cbf.decode(data, shape)
+    if codec == "lz4":
+        kind = np.dtype(dtype)
+        return lz4block.from_any(data, prod(shape) * kind.itemsize).view(kind).reshape(shape)
+    if codec in PACKED:
+        return _unpack12(codec, data, shape)
+    raise StreamError(f"compression {codec!r} is not known, known are {', '.join(STORED)}")
+
+
+def convert(data: Buffer, shape: tuple[int, ...], dtype: str, codec: str, target: str) -> Buffer:
+    """The chunk `target` of what came as `codec`, by the shortest way there is. StreamError: damaged data."""
+    if codec == target == "lz4":
+        return lz4block.to_chunk(data, prod(shape) * np.dtype(dtype).itemsize)
+    if codec == target:
+        return data
+    if codec == "cbf" and target == "bslz4" and (chunk := cbf.to_bslz4(data, shape)) is not None:
+        return chunk
+    return compress(target, decompress(codec, data, shape, dtype))
+
+
+def _bytes_of(array: Array) -> lz4block.Bytes:
+    return array.reshape(-1).view(np.uint8)
 
 
 def _plain(data: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    pixels = _size(shape)
+    pixels = prod(shape)
     if len(data) != pixels * dtype.itemsize:
         raise StreamError(f"{len(data)} bytes of pixels, {pixels * dtype.itemsize} expected")
-    return np.frombuffer(data, dtype, pixels).reshape(shape)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    pixels = 1
-    for n in shape:
-        pixels *= n
-    return pixels
+    array = np.frombuffer(data, dtype, pixels).reshape(shape)
+    array.flags.writeable = False  # it is the message itself
+    return array
 
 
 # --- bitshuffle and LZ4 ----------------------------------------------------------------------------------------------
 
 
+def _library() -> Any:
+    """bitshuffle's OpenMP would start a thread for each core in each worker, and their waiting burns the cores."""
+    return getattr(ctypes.CDLL(bitshuffle.ext.__file__), "omp_set_num_threads", None)
+
+
+_set_threads = _library()
+
+
+def _one_thread() -> None:
+    """The setting belongs to the calling thread."""
+    if _set_threads is not None:
+        _set_threads(1)
+
+
 def _default_block(itemsize: int) -> int:
-    """Pixels in a block: 8 KiB, as bitshuffle chooses itself."""
-    return max(128, 8192 // itemsize // 8 * 8)
+    """Pixels in a block."""
+    return max(128, _BLOCK // itemsize // 8 * 8)
+
+
+def _to_bslz4(array: Array) -> bytes:
+    if kernels.pixels is not None:
+        return bytes(kernels.pixels.bslz4_encode(_bytes_of(array), array.itemsize))
+    _one_thread()
+    block = _default_block(array.itemsize)
+    head = _HEAD.pack(array.nbytes, block * array.itemsize)
+    return head + bytes(bitshuffle.compress_lz4(array.reshape(-1), block))
 
 
 def _bslz4(data: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    view = memoryview(data)
-    pixels = _size(shape)
+    view = memoryview(data).cast("B")
+    pixels = prod(shape)
     if len(view) < _HEAD.size:
         raise StreamError(f"bslz4: {len(view)} bytes are less than a header")
     nbytes, block_bytes = _HEAD.unpack_from(view)
     if nbytes != pixels * dtype.itemsize:
         raise StreamError(f"bslz4: header says {nbytes} bytes, shape and type say {pixels * dtype.itemsize}")
+    if len(view) * lz4block.RATIO < nbytes:
+        raise StreamError(f"bslz4: {len(view)} bytes cannot hold an image of {nbytes}")
     block = block_bytes // dtype.itemsize or _default_block(dtype.itemsize)
     if block % 8 or block_bytes % dtype.itemsize or block_bytes > 1 << 24:
         raise StreamError(f"bslz4: blocks of {block_bytes} bytes cannot hold pixels of {dtype.itemsize} bytes")
     _walk_blocks(view, pixels, dtype.itemsize, block)
+    _one_thread()
     try:
         return np.asarray(bitshuffle.decompress_lz4(np.frombuffer(view, np.uint8)[_HEAD.size :], shape, dtype, block))
     except Exception as exc:  # the extension raises bare Exception
@@ -90,6 +154,8 @@ def _walk_blocks(view: memoryview, pixels: int, itemsize: int, block: int) -> No
     at, end = _HEAD.size, len(view)
     rest = pixels % block
     blocks = pixels // block + (1 if rest >= 8 else 0)
+    if 5 * blocks > end:
+        raise StreamError(f"bslz4: {end} bytes cannot hold {blocks} blocks")
     for index in range(blocks):
         if at + 4 > end:
             raise StreamError(f"bslz4: ends before block {index} of {blocks}")
@@ -98,45 +164,49 @@ def _walk_blocks(view: memoryview, pixels: int, itemsize: int, block: int) -> No
         raise StreamError(f"bslz4: blocks end at byte {at + rest % 8 * itemsize}, the data at {end}")
 
 
-# --- miniCBF ---------------------------------------------------------------------------------------------------------
+# --- twelve bits -----------------------------------------------------------------------------------------------------
 
 
-def _cbf(data: Buffer, shape: tuple[int, ...]) -> Array:
-    """int32 pixels of the first binary section."""
-    view = memoryview(data)
-    head = bytes(view[:_CBF_HEADER_MAX])
-    start = head.find(_CBF_START)
-    if start < 0:
-        raise StreamError(f"cbf: no start of the pixels in the first {len(head)} bytes")
-    size, rows, columns = _cbf_header(head[:start])
-    pixels = _size(shape)
-    if len(shape) != 2 or (rows, columns) != (shape[0], shape[1]):
-        raise StreamError(f"cbf: image of {rows} x {columns}, shape says {' x '.join(map(str, shape))}")
-    start += len(_CBF_START)
-    if size > len(view) - start:
-        raise StreamError(f"cbf: X-Binary-Size says {size} bytes, {len(view) - start} are there")
-    from fabio.ext import byte_offset  # half a second to import, and only Pilatus needs it
-
-    # With the spare zeros behind it, a complete image decodes to exactly so many pixels more: neither short nor long.
-    decoded = byte_offset.dec_cbf32(bytes(view[start : start + size]) + bytes(_SPARE), pixels + _SPARE + 1)
-    if decoded.size != pixels + _SPARE:
-        raise StreamError(f"cbf: {max(0, decoded.size - _SPARE)} pixels or more, the image has {pixels}")
-    return np.asarray(decoded[:pixels].reshape(shape), np.int32)
+def packed_size(pixels: int) -> int:
+    """Bytes of so many pixels of 12 bits."""
+    return (3 * pixels + 1) // 2
 
 
-def _cbf_header(head: bytes) -> tuple[int, int, int]:
-    """Bytes of pixels, rows, columns."""
-    if b"x-CBF_BYTE_OFFSET" not in head:
-        raise StreamError("cbf: not byte-offset compressed")
-    kind = re.search(rb'X-Binary-Element-Type:\s*"([^"\r\n]*)"', head)
-    if kind and kind[1] != b"signed 32-bit integer":
-        raise StreamError(f"cbf: pixels are {kind[1].decode('latin-1')!r}, not 'signed 32-bit integer'")
-    columns, rows = (_cbf_number(head, rb"X-Binary-Size-%s-Dimension" % name) for name in (b"Fastest", b"Second"))
-    return _cbf_number(head, b"X-Binary-Size"), rows, columns
+def _unpack12(codec: str, data: Buffer, shape: tuple[int, ...]) -> Array:
+    pixels = prod(shape)
+    if len(data) != packed_size(pixels):
+        raise StreamError(f"{codec}: {len(data)} bytes, {packed_size(pixels)} expected for {pixels} pixels")
+    raw = np.frombuffer(data, np.uint8)
+    out = np.empty(pixels, np.uint16)
+    if kernels.pixels is not None:
+        kernels.pixels.unpack12(raw, out, codec == "mono12packed")
+    else:
+        _unpack12_by_numpy(raw, out, codec == "mono12packed")
+    return out.reshape(shape)
 
 
-def _cbf_number(head: bytes, name: bytes) -> int:
-    found = re.search(rb"^" + name + rb":\s*(\d{1,12})\s*$", head, re.MULTILINE)
-    if not found:
-        raise StreamError(f"cbf: no line {name.decode()}")
-    return int(found[1])
+def _unpack12_by_numpy(raw: lz4block.Bytes, out: Array, high_first: bool) -> None:
+    first, second = out[0::2], out[1::2]
+    middle = raw[1::3]
+    first[...] = raw[0::3]
+    if high_first:
+        first <<= 4
+        first |= middle & 15
+    else:
+        first |= (middle & 15).astype(np.uint16) << 8
+    second[...] = raw[2::3]
+    second <<= 4
+    second |= middle[: second.size] >> 4
+
+
+def _pack12(codec: str, array: Array) -> lz4block.Bytes:
+    if array.dtype.kind not in "iu" or (array.size and (array.min() < 0 or array.max() > 4095)):
+        raise StreamError(f"{codec}: pixels of 12 bits are 0 to 4095")
+    flat = array.astype(np.uint16).reshape(-1)
+    out = np.zeros(packed_size(flat.size), np.uint8)
+    first, second = flat[0::2], flat[1::2]
+    out[0::3] = first >> 4 if codec == "mono12packed" else first & 255
+    out[1::3] = first & 15 if codec == "mono12packed" else first >> 8
+    out[1::3][: second.size] |= ((second & 15) << 4).astype(np.uint8)
+    out[2::3] = second >> 4
+    return out

@@ -1,40 +1,241 @@
-"""What is done to a frame between the socket and the file: ordered functions Frame -> Frame, chosen once a series."""
+"""The pixel work between the socket and the file: a configured list of steps -> Chain, which treats each frame."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from tangods_receiver import codecs
-from tangods_receiver.errors import StreamError
-from tangods_receiver.protocol import Frame
+import numpy as np
+import yaml
 
-Transform = Callable[[Frame], Frame]
+from tangods_receiver import codecs, tables
+from tangods_receiver.errors import ConfigError, StreamError
+from tangods_receiver.pixelsteps import (
+    Bin,
+    Calibrate,
+    Crop,
+    Flip,
+    Mask,
+    Rectangle,
+    Rotate,
+    Shape,
+    Step,
+    TimeOverThreshold,
+)
+from tangods_receiver.protocol import Buffer, Frame
 
-STORED = {"none": ("none", None), "bslz4": ("bslz4", None), "cbf": ("none", "int32")}  # what each codec becomes
+TARGETS = {"decode": "none", "bslz4": "bslz4", "lz4": "lz4"}  # steps that choose how pixels are stored
+TOT_ARRAY = "tot_to_energy_tensor"
+
+
+class Chain:
+    """The steps of one configuration. It holds nothing of a frame: any number of threads may use it at a time.
+
+    `untouched` codecs of frames that need no work at all."""
+
+    def __init__(self, steps: Sequence[Step] = (), target: str | None = None) -> None:
+        self._steps = tuple(steps)
+        self._target = target
+        as_they_are = {"none", "bslz4"} if target is None else {target} - {"lz4"}
+        self.untouched: frozenset[str] = frozenset() if steps else frozenset(as_they_are)
+
+    def stored(self, shape: Shape, dtype: str, codec: str) -> tuple[Shape, str, str]:
+        """Shape, type and codec in the file of what arrives so; StreamError when that cannot work."""
+        codec, dtype = codecs.stored_as(codec, dtype)
+        for step in self._steps:
+            shape, dtype = step.layout(shape, dtype)
+        return shape, dtype, self._target or codec
+
+    def apply(self, frame: Frame) -> Frame:
+        """The frame as it is stored, each of its modules for itself. StreamError: damaged data."""
+        if frame.codec in self.untouched:
+            return frame
+        try:
+            shape, dtype, codec = self.stored(frame.shape, frame.dtype, frame.codec)
+            data = self._work(frame, frame.module, frame.data, codec)
+            more = tuple(self._work(frame, k, part, codec) for k, part in enumerate(frame.more, frame.module + 1))
+        except StreamError as exc:
+            raise StreamError(f"image {frame.number}: {exc}") from exc
+        return frame._replace(shape=shape, dtype=dtype, codec=codec, data=data, more=more)
+
+    def _work(self, frame: Frame, module: int, data: Buffer, codec: str) -> Buffer:
+        if not self._steps:
+            return codecs.convert(data, frame.shape, frame.dtype, frame.codec, codec)
+        pixels = codecs.decompress(frame.codec, data, frame.shape, frame.dtype)
+        for step in self._steps:
+            pixels = step.apply(pixels, module)
+        return codecs.compress(codec, pixels)
+
+
+def build(steps: Sequence[Any], root: Path | None = None) -> Chain:
+    """The chain of these steps, read from YAML; relative file names begin at `root`.
+
+    ConfigError lists all mistakes, and what exists."""
+    found: list[Step] = []
+    target, mistakes = None, []
+    for number, given in enumerate(steps, 1):
+        try:
+            name, argument = _name_and_argument(given)
+            if name in TARGETS:
+                _no_argument(argument)
+                target = TARGETS[name]
+            else:
+                found.append(_known(name)(argument, root))
+        except ConfigError as exc:
+            mistakes.append(f"step {number}, {given!r}: {exc}")
+    if mistakes:
+        raise ConfigError(f"transforms: {'; '.join(mistakes)}")
+    return Chain(found, target)
+
+
+def _known(name: str) -> Callable[[Any, Path | None], Step]:
+    if name not in STEPS:
+        raise ConfigError(f"no such step, there are: {', '.join(sorted([*STEPS, *TARGETS]))}")
+    return STEPS[name]
+
+
+def _name_and_argument(given: Any) -> tuple[str, Any]:
+    """`bslz4`, `{rotate: 90}`, or the text "rotate: 90" as in a Tango property."""
+    if isinstance(given, str) and ":" in given:
+        try:
+            given = yaml.safe_load(given)
+        except yaml.YAMLError as exc:
+            raise ConfigError(f"not YAML ({' '.join(str(exc).split())})") from exc
+    if isinstance(given, str):
+        return given.strip(), None
+    if isinstance(given, Mapping) and len(given) == 1:
+        ((name, argument),) = given.items()
+        if isinstance(name, str):
+            return name, argument
+    raise ConfigError("neither a step's name nor one 'name: argument'")
+
+
+# --- the steps' arguments --------------------------------------------------------------------------------------------
+
+
+def _no_argument(argument: Any) -> None:
+    if argument is not None:
+        raise ConfigError(f"takes no argument, found {argument!r}")
+
+
+def _rotate(argument: Any, root: Path | None) -> Step:
+    if type(argument) is not int or argument not in (90, 180, 270):
+        raise ConfigError(f"by 90, 180 or 270 degrees (counter-clockwise), not {argument!r}")
+    return Rotate(argument // 90)
+
+
+def _flip(axis: int) -> Callable[[Any, Path | None], Step]:
+    def flip(argument: Any, root: Path | None) -> Step:
+        _no_argument(argument)
+        return Flip(axis)
+
+    return flip
+
+
+def _crop(argument: Any, root: Path | None) -> Step:
+    given = _keys(argument, "rows", "columns")
+    if not given:
+        raise ConfigError("needs rows: [first, last] or columns: [first, last] (or both); the last is left out")
+    return Crop(_rectangle(given))
+
+
+def _bin(argument: Any, root: Path | None) -> Step:
+    sizes = list(argument) if isinstance(argument, list | tuple) else [argument, argument]
+    if len(sizes) != 2 or not all(type(n) is int and 1 <= n <= 1 << 16 for n in sizes) or sizes == [1, 1]:
+        raise ConfigError(f"by a number of pixels or [rows, columns], not {argument!r}")
+    return Bin(*sizes)
+
+
+def _mask(argument: Any, root: Path | None) -> Step:
+    given = _keys(argument, "rows", "columns", "file", "value")
+    value = given.pop("value", None)
+    if type(value) not in (int, float):
+        raise ConfigError(f"needs value: the number that masked pixels get, found {value!r}")
+    if "file" not in given:
+        if not given:
+            raise ConfigError("needs rows and columns, or file")
+        return Mask(value, _rectangle(given))
+    if len(given) > 1:
+        raise ConfigError("rows and columns, or file: not both")
+    return Mask(value, where=_image(given["file"], root) != 0)
+
+
+def _calibrate(argument: Any, root: Path | None) -> Step:
+    given = _keys(argument, "dark", "flat", "gain")
+    if not given:
+        raise ConfigError("needs one or more of dark: FILE, flat: FILE, gain: FILE")
+    read = {what: _image(file, root).astype(np.float64) for what, file in given.items()}
+    if len({table.shape for table in read.values()}) > 1:
+        raise ConfigError("; ".join(f"{what} has the shape {table.shape}" for what, table in read.items()))
+    dark = read.get("dark")
+    divisors = [table for what, table in read.items() if what != "dark"]
+    factor = None
+    if divisors:
+        product = np.prod(divisors, axis=0)
+        usable = np.isfinite(product) & (product != 0)
+        factor = np.full(product.shape, np.nan, np.float32)
+        factor[usable] = 1 / product[usable]
+    return Calibrate(None if dark is None else dark.astype(np.float32), factor)
+
+
+def _tot(argument: Any, root: Path | None) -> Step:
+    name = _keys(argument, "file").get("file") if isinstance(argument, Mapping) else argument
+    if isinstance(name, str) and name.endswith(".npz"):
+        name = f"{name}::{TOT_ARRAY}"
+    table = tables.load(name, root)
+    if table.ndim != 3:
+        raise ConfigError(f"{name}: a table of shape {table.shape}, not (rows, columns, times)")
+    return TimeOverThreshold(np.ascontiguousarray(table, np.float32))
+
+
+def _image(name: Any, root: Path | None) -> codecs.Array:
+    array = tables.load(name, root)
+    if array.ndim not in (2, 3):
+        raise ConfigError(f"{name}: shape {array.shape}, not (rows, columns) or (modules, rows, columns)")
+    return array
+
+
+def _keys(argument: Any, *known: str) -> dict[str, Any]:
+    if not isinstance(argument, Mapping):
+        raise ConfigError(f"needs {', '.join(known)} as 'key: value', found {argument!r}")
+    unknown = [str(key) for key in argument if key not in known]
+    if unknown:
+        raise ConfigError(f"unknown {', '.join(unknown)}, there are: {', '.join(known)}")
+    return dict(argument)
+
+
+def _rectangle(given: Mapping[str, Any]) -> Rectangle:
+    return Rectangle(**{what: _range(what, given[what]) for what in ("rows", "columns") if what in given})
+
+
+def _range(what: str, value: Any) -> tuple[int, int]:
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(type(n) is int for n in value):
+        raise ConfigError(f"{what}: {value!r} is not [first, last]")
+    if not 0 <= value[0] < value[1]:
+        raise ConfigError(f"{what}: {list(value)} is empty; the last one is left out, and both count from 0")
+    return value[0], value[1]
+
+
+STEPS: dict[str, Callable[[Any, Path | None], Step]] = {
+    "bin": _bin,
+    "calibrate": _calibrate,
+    "crop": _crop,
+    "fliplr": _flip(1),
+    "flipud": _flip(0),
+    "mask": _mask,
+    "rotate": _rotate,
+    "tot": _tot,
+}
+
+
+# --- without a configuration -----------------------------------------------------------------------------------------
+
+_plain = Chain()
+apply = _plain.apply
+NEEDED = frozenset(codecs.STORED) - _plain.untouched  # codecs of frames that cannot be stored as they are
 
 
 def stored(codec: str, dtype: str) -> tuple[str, str]:
     """Codec and type in the file of what arrives as `codec` and `dtype`."""
-    becomes, fixed = STORED[codec]
-    return becomes, fixed or dtype
-
-
-def decode_cbf(frame: Frame) -> Frame:
-    """A CBF cannot be a chunk of HDF5: its pixels are stored as plain int32. StreamError: damaged data."""
-    if frame.more:
-        raise StreamError(f"image {frame.number}: cbf in several parts")
-    try:
-        pixels = codecs.decompress("cbf", frame.data, frame.shape, frame.dtype)
-    except StreamError as exc:
-        raise StreamError(f"image {frame.number}: {exc}") from exc
-    return frame._replace(codec="none", dtype="int32", data=pixels.data.cast("B"))
-
-
-NEEDED: dict[str, tuple[Transform, ...]] = {"cbf": (decode_cbf,)}
-
-
-def apply(frame: Frame) -> Frame:
-    """Everything that this frame needs; most need nothing."""
-    for transform in NEEDED.get(frame.codec, ()):
-        frame = transform(frame)
-    return frame
+    return codecs.stored_as(codec, dtype)
