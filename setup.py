@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from Cython.Build import cythonize
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tangods_receiver/__init__.py").read_text()).group(1)
@@ -23,6 +24,18 @@ TEST = [
 ]
 SETUPTOOLS = "setuptools<81"  # taurus and sardana still import pkg_resources
 
+
+def compiled(name):
+    """An extension for speed. Without a compiler it is left out: each has a twin in Python."""
+    sources = [
+        f"tangods_receiver/{name}.pyx",
+        *(str(c.relative_to(HERE)) for c in HERE.glob(f"tangods_receiver/{name}_*.c")),
+    ]
+    return Extension(f"tangods_receiver.{name}", sources, extra_compile_args=["-O3"], optional=True)
+
+
+EXTENSIONS = [compiled(name) for name in ("_hotpath", "_pixels") if (HERE / f"tangods_receiver/{name}.pyx").exists()]
+
 setup(
     name="tangods-detector",
     version=VERSION,
@@ -40,6 +53,7 @@ setup(
         "Topic :: Scientific/Engineering",
     ],
     packages=find_packages(include=["tangods_detector*", "tangods_receiver*"]),
+    ext_modules=cythonize(EXTENSIONS, build_dir="build/cython"),
     python_requires=">=3.10",
     install_requires=[
         "bitshuffle>=0.5.2",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import nan
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -68,7 +69,7 @@ class ImageLayout:
     codec: str
     modules: int = 1
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of one decoded chunk."""
         return int(np.dtype(self.dtype).itemsize) * self.shape[0] * self.shape[1]
@@ -130,13 +131,14 @@ def record_size(payload: int) -> int:
 
 def pack(
     records: Sequence[Record], layout: ImageLayout, nonce: int, payload_crc: bool = False
-) -> tuple[list[Buffer], list[bytes], int]:
-    """The buffers of these records (header, payload, trailer with padding of each), the headers, and the bytes in all.
+) -> tuple[list[Buffer], bytes, int, int]:
+    """The buffers of these records (header, payload, trailer with padding of each), the headers behind each other, the
+    bytes in all and those of the payloads.
 
     StreamError when a number or a payload does not fit the layout. Runs once for each frame: it is spelled out."""
     buffers: list[Buffer] = []
     headers: list[bytes] = []
-    total = flags = data_crc = 0
+    total = payload = flags = data_crc = 0
     exact = layout.chunk_bytes if layout.codec == "none" else 0
     modules = layout.modules
     for frame, module, data, serial, timestamp, arrived, status in records:
@@ -159,8 +161,9 @@ def pack(
         trailer = END_MAGIC + crc + _PADS[-(size + OVERHEAD) & 63]
         buffers += (header, data, trailer)
         headers.append(header)
+        payload += size
         total += HEADER_SIZE + size + len(trailer)
-    return buffers, headers, total
+    return buffers, b"".join(headers), total, payload
 
 
 def header_is_sound(header: bytes, nonce: int) -> bool:

@@ -11,7 +11,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -21,24 +20,13 @@ from numpy.typing import NDArray
 from . import h5fields, nexus
 from .catalogue import Catalogue, Write, missing_cost, missing_writes
 from .errors import StreamError, WriteError
-from .protocol import Buffer
-from .records import (
-    HEADER,
-    HEADER_SIZE,
-    Books,
-    FileHeader,
-    ImageLayout,
-    Record,
-    aligned,
-    pack,
-    record_size,
-)
+from .records import HEADER, HEADER_SIZE, Books, FileHeader, ImageLayout, Record, aligned, record_size
+from .writing import Packed, PythonPacked, write_all
 
-__all__ = ["Books", "FileHeader", "ImageLayout", "Record", "SeriesFile"]
+__all__ = ["Books", "FileHeader", "ImageLayout", "Record", "SeriesFile", "write_all"]
 
 log = logging.getLogger(__name__)
 
-IOV_MAX = 1024
 FIRST_RESERVE = 128 << 10  # bytes set aside for the index, so that a full disk still commits; each file has these
 RESERVE = 512 << 10  # the next ones
 RANGES = 256  # ranges of missing frames that closing has room for, also on a full disk
@@ -65,12 +53,12 @@ _ADVICE = {
 
 
 class _Batch:
-    """Records of one `append`: where they lie, their headers, the leaves and blocks that indexing them touches, and the
-    bytes that this takes at most."""
+    """Records of one `append`: where they lie, their headers behind each other, the leaves and blocks that indexing
+    them touches, and the bytes that this takes at most."""
 
     __slots__ = ("start", "headers", "leaves", "blocks", "cost")
 
-    def __init__(self, headers: list[bytes], leaves: set[int], blocks: set[int]) -> None:
+    def __init__(self, headers: bytes, leaves: set[int], blocks: set[int]) -> None:
         self.start = self.cost = 0
         self.headers, self.leaves, self.blocks = headers, leaves, blocks
 
@@ -168,45 +156,45 @@ class SeriesFile:
         self._keep_reserve()
 
     def append(self, records: Sequence[Record]) -> int:
-        """Write these records behind each other in one go; returns the bytes written.
+        """Write these records behind each other in one go; returns the bytes of their payloads.
 
         StreamError: a record does not fit the layout, nothing is written. WriteError: the storage failed, and none of
         these records is in the file; all earlier ones are, and it can still be committed and closed."""
         if not records:
             return 0
-        buffers, batch, total = self._pack(records)
+        packed, batch = self._pack(records)
         try:
             with self._lock:
                 self._must_be_open()
                 self._expect(batch)
-                batch.start = self._take(total)
+                batch.start = self._take(packed.total)
                 self._inflight_cost += batch.cost
         except OSError as exc:
             raise _write_error("write to", self.path, exc) from exc
         try:
-            write_all(self._fd, buffers, batch.start, total)
+            packed.write(self._fd, batch.start)
         except OSError as exc:
             self._erase(batch)
             with self._lock:
                 self._inflight_cost -= batch.cost
-            raise _write_error(f"write {total} bytes to", self.path, exc) from exc
+            raise _write_error(f"write {packed.total} bytes to", self.path, exc) from exc
         with self._lock:
             self._inflight_cost -= batch.cost
             self._done.append(batch)
             self._leaves |= batch.leaves
             self._blocks |= batch.blocks
-        return total
+        return packed.payload
 
-    def _pack(self, records: Sequence[Record]) -> tuple[list[Buffer], _Batch, int]:
-        """The buffers of a batch and how many bytes they are; StreamError when a record does not fit."""
+    def _pack(self, records: Sequence[Record]) -> tuple[PythonPacked, _Batch]:
+        """StreamError when a record does not fit."""
         layout = self.layout
         if layout is None:
             raise WriteError(f"{self.path}: the shape of the frames was not defined before the first was written")
-        buffers, headers, total = pack(records, layout, self._nonce, self.payload_crc)
+        packed = Packed(records, layout, self._nonce, self.payload_crc)
         modules, block = layout.modules, self._places.block
         leaves = {record[0] * modules + record[1] >> _LEAF for record in records}
         blocks = {record[0] // block for record in records}
-        return buffers, _Batch(headers, leaves, blocks), total
+        return packed, _Batch(packed.headers, leaves, blocks)
 
     def _expect(self, batch: _Batch) -> None:
         """Make sure that the index of these records will have space too; OSError when it has not.
@@ -267,9 +255,9 @@ class SeriesFile:
         """Take back the headers of a batch that failed, so that no recovery finds what the books call lost."""
         offset = batch.start
         try:
-            for header in batch.headers:
+            for header in np.frombuffer(batch.headers, HEADER):
                 write_all(self._fd, [bytes(HEADER_SIZE)], offset)
-                offset += record_size(int.from_bytes(header[48:52], "little"))
+                offset += record_size(int(header["size"]))
         except OSError as exc:
             log.debug("%s: failed range not cleaned: %s", self.path, exc)
 
@@ -377,15 +365,28 @@ class SeriesFile:
             os.ftruncate(self._fd, end)
 
     def sync(self) -> None:
-        """Have what was written put on the disk (fdatasync); may take long, may run in the background after `close`."""
+        """Have what was written put on the disk (fdatasync); may take long, may run in a thread of its own at any time,
+        also after `close`."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._second_fd()
             try:
                 os.fdatasync(fd)
             finally:
                 os.close(fd)
         except OSError as exc:
             raise _write_error("sync", self.path, exc) from exc
+
+    def _second_fd(self) -> int:
+        """The file opened again: it may have been moved, and `close` must not wait for who uses this one. Not a copy of
+        the descriptor, which would hold the lock."""
+        with self._lock:
+            copy = os.dup(self._fd) if self._fd >= 0 else -1
+        if copy < 0:
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.open(f"/proc/self/fd/{copy}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(copy)
 
     def abandon(self) -> None:
         """Let go of the file as it is, as a kill would."""
@@ -403,33 +404,10 @@ class SeriesFile:
             raise WriteError(f"{self.path}: is already closed")
 
 
-def write_all(fd: int, buffers: Sequence[Buffer], offset: int, total: int = -1) -> None:
-    """Write these buffers behind each other at `offset`; OSError. `total`: their bytes, where known."""
-    left = list(buffers)
-    while left:
-        part = left[:IOV_MAX]
-        written = os.pwritev(fd, part, offset)
-        if written == total:
-            return
-        offset, total = offset + written, -1
-        left = _unwritten(part, written) + left[IOV_MAX:]
-        if not written and left:
-            raise OSError(errno.EIO, "nothing was written")
-
-
-def _unwritten(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
-    for i, buffer in enumerate(buffers):
-        view = memoryview(buffer)
-        if written < view.nbytes:
-            return [view.cast("B")[written:], *buffers[i + 1 :]]
-        written -= view.nbytes
-    return []
-
-
 def _located(batches: Iterable[_Batch]) -> tuple[NDArray, NDArray[np.uint64]]:
     """All headers of these batches, and where their payloads are."""
-    headers = np.frombuffer(b"".join(chain.from_iterable(batch.headers for batch in batches)), HEADER)
-    counts = [len(batch.headers) for batch in batches]
+    headers = np.frombuffer(b"".join([batch.headers for batch in batches]), HEADER)
+    counts = [len(batch.headers) // HEADER_SIZE for batch in batches]
     sizes = (headers["size"].astype(np.uint64) + np.uint64(HEADER_SIZE + 8 + 63)) & ~np.uint64(63)
     before = np.cumsum(sizes) - sizes  # as if all batches lay behind each other
     firsts = np.cumsum(counts) - counts

@@ -195,6 +195,7 @@ def test_payload_that_looks_like_a_record(tmp_path: Path) -> None:
     assert check(file.path).ok
 
 
+@pytest.mark.usefixtures("python_writes")
 @settings(max_examples=25)
 @given(data=st.data())
 def test_killed_anywhere_between_the_writes(tmp_path_factory, data: st.DataObject) -> None:
@@ -242,6 +243,7 @@ def test_killed_anywhere_between_the_writes(tmp_path_factory, data: st.DataObjec
             np.testing.assert_array_equal(h5[DATASET][n], image(n))
 
 
+@pytest.mark.usefixtures("python_writes")
 @settings(max_examples=15)
 @given(left=st.integers(0, 60))
 def test_recovery_killed_and_repeated(tmp_path_factory, left: int) -> None:
@@ -283,6 +285,7 @@ def test_storage_that_does_not_tell_holes(tmp_path: Path, monkeypatch: pytest.Mo
     assert check(path).ok
 
 
+@pytest.mark.usefixtures("python_writes")
 def test_full_disk_at_recovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = killed(tmp_path / "a.h5", [0, 1]).path
 

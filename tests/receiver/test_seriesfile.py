@@ -329,6 +329,7 @@ def test_create_refusals(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["there.h5"]
 
 
+@pytest.mark.usefixtures("python_writes")
 def test_the_old_file_goes_only_when_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = tmp_path / "there.h5"
     there.write_text("precious")
@@ -360,6 +361,7 @@ def test_create_in_a_read_only_directory(tmp_path: Path) -> None:
         SeriesFile.create(tmp_path / "a.h5", header(1), SMALL)
 
 
+@pytest.mark.usefixtures("python_writes")
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
 def test_create_says_what_the_system_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(*args: object) -> int:
@@ -484,6 +486,7 @@ def test_many_threads_append_one_commits(tmp_path: Path) -> None:
     assert check(file.path).ok
 
 
+@pytest.mark.usefixtures("python_writes")
 def test_a_commit_leaves_out_what_is_still_being_written(file: SeriesFile, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, may_go = threading.Event(), threading.Event()
     real = os.pwritev
@@ -510,6 +513,7 @@ def test_a_commit_leaves_out_what_is_still_being_written(file: SeriesFile, monke
 # --- storage that fails
 
 
+@pytest.mark.usefixtures("python_writes")
 def test_short_writes(file: SeriesFile, monkeypatch: pytest.MonkeyPatch) -> None:
     real, rng = os.pwritev, np.random.default_rng(3)
 
@@ -528,17 +532,19 @@ def test_short_writes(file: SeriesFile, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_batch_longer_than_one_call_takes(tmp_path: Path) -> None:
     file = SeriesFile.create(tmp_path / "a.h5", header(1000), SMALL)
-    assert file.append(records(range(1000))) == 1000 * 192
+    assert file.append(records(range(1000))) == 1000 * SMALL.chunk_bytes
     file.close(books(1000, 1000))
     assert check(file.path).ok
 
 
+@pytest.mark.usefixtures("python_writes")
 def test_nothing_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pwritev", lambda *args: 0)
     with (tmp_path / "a").open("wb") as file, pytest.raises(OSError, match="nothing"):
         write_all(file.fileno(), [b"abc"], 0)
 
 
+@pytest.mark.usefixtures("python_writes")
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_failed_append_leaves_a_good_file(file: SeriesFile, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     file.append(records(range(5)))
@@ -564,6 +570,7 @@ def test_failed_append_leaves_a_good_file(file: SeriesFile, monkeypatch: pytest.
     assert report.ok and report.torn == 0, report.lines()
 
 
+@pytest.mark.usefixtures("python_writes")
 def test_failed_commit_is_made_up_for_by_the_next(file: SeriesFile, monkeypatch: pytest.MonkeyPatch) -> None:
     real, left = os.pwritev, 0
 
@@ -589,6 +596,7 @@ def test_failed_commit_is_made_up_for_by_the_next(file: SeriesFile, monkeypatch:
     assert check(file.path).ok, check(file.path).lines()
 
 
+@pytest.mark.usefixtures("python_writes")
 def test_failed_close_can_be_recovered(file: SeriesFile, monkeypatch: pytest.MonkeyPatch) -> None:
     from tangods_receiver.recovery import recover
 

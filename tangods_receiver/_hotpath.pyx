@@ -1,0 +1,640 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""The compiled twin of what is done once for each frame: take messages from the socket, and write records.
+
+`receive` recognises plain STINS images and makes their Frame; what is unusual in any way it hands on as parts, for
+`protocol.stins.decode` to judge. `Packed` does what `records.Packed` does. Nothing here decides anything."""
+
+import ctypes
+import os
+from types import MappingProxyType
+from zlib import crc32 as payload_crc32
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_SET_ITEM
+from libc.errno cimport EINTR, EIO, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+
+import zmq
+import zmq.backend.cython._zmq as _backend
+
+from tangods_receiver.errors import StreamError
+from tangods_receiver.protocol import Frame
+from tangods_receiver.records import HIGHEST_FRAME as _HIGHEST_FRAME
+from tangods_receiver.records import END_MAGIC, HEADER_SIZE, MAGIC, PAYLOAD_CRC, TRAILER_SIZE, VERSION
+
+cdef extern from "Python.h":
+    double PyOS_string_to_double(const char *s, char **end, object overflow) except? -1.0
+    object tp_alloc "PyType_GenericAlloc"(PyTypeObject *kind, Py_ssize_t n)
+
+cdef extern from "sys/uio.h" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t pwritev(int fd, const iovec *iov, int count, int64_t offset)
+
+# --- libzmq, the one that pyzmq has loaded ---------------------------------------------------------------------------
+
+cdef struct zmq_msg_t:
+    uint64_t opaque[8]
+
+ctypedef int (*msg_init_t)(zmq_msg_t *) noexcept nogil
+ctypedef int (*msg_recv_t)(zmq_msg_t *, void *, int) noexcept nogil
+ctypedef int (*msg_close_t)(zmq_msg_t *) noexcept nogil
+ctypedef int (*msg_more_t)(const zmq_msg_t *) noexcept nogil
+ctypedef int (*msg_move_t)(zmq_msg_t *, zmq_msg_t *) noexcept nogil
+ctypedef void *(*msg_data_t)(zmq_msg_t *) noexcept nogil
+ctypedef size_t (*msg_size_t)(const zmq_msg_t *) noexcept nogil
+ctypedef int (*errno_t)() noexcept nogil
+
+_library = ctypes.CDLL(_backend.__file__)
+
+
+def _address(name):
+    return ctypes.cast(getattr(_library, name), ctypes.c_void_p).value
+
+
+cdef msg_init_t msg_init = <msg_init_t><size_t>_address("zmq_msg_init")
+cdef msg_recv_t msg_recv = <msg_recv_t><size_t>_address("zmq_msg_recv")
+cdef msg_close_t msg_close = <msg_close_t><size_t>_address("zmq_msg_close")
+cdef msg_more_t msg_more = <msg_more_t><size_t>_address("zmq_msg_more")
+cdef msg_move_t msg_move = <msg_move_t><size_t>_address("zmq_msg_move")
+cdef msg_data_t msg_data = <msg_data_t><size_t>_address("zmq_msg_data")
+cdef msg_size_t msg_size = <msg_size_t><size_t>_address("zmq_msg_size")
+cdef errno_t zmq_errno = <errno_t><size_t>_address("zmq_errno")
+
+cdef int DONTWAIT = 1
+cdef int AGAIN = zmq.Again().errno
+cdef int INTERRUPTED = EINTR
+
+
+cdef class Part:
+    """One part of a message, where libzmq has put it; read only."""
+
+    cdef zmq_msg_t message
+
+    def __cinit__(self):
+        msg_init(&self.message)
+
+    def __dealloc__(self):
+        msg_close(&self.message)
+
+    def __len__(self):
+        return <Py_ssize_t>msg_size(&self.message)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, msg_data(&self.message), <Py_ssize_t>msg_size(&self.message), 1, flags)
+
+
+# --- the header of an image ------------------------------------------------------------------------------------------
+
+cdef enum:
+    SLOTS = 512  # parts taken in one go
+    TEXT = 24  # longest type or compression
+    MAX_MODULES = 1024
+    HEADER_MAX = 4096
+
+cdef struct Text:
+    const char *at
+    int size
+
+cdef struct Head:
+    bint plain  # all is in the other fields
+    int64_t number, serial, series, module, rows, columns  # -1: not there
+    Text kind, dtype, codec, timestamp
+
+
+cdef inline const char *skip(const char *at, const char *end) noexcept nogil:
+    while at < end and (at[0] == c' ' or at[0] == c'\t' or at[0] == c'\n' or at[0] == c'\r'):
+        at += 1
+    return at
+
+
+cdef const char *text(const char *at, const char *end, Text *out) noexcept nogil:
+    """A string of plain ASCII; NULL where it is anything else."""
+    if at >= end or at[0] != c'"':
+        return NULL
+    at += 1
+    out.at = at
+    while at < end and at[0] != c'"':
+        if at[0] == c'\\' or <unsigned char>at[0] < 0x20 or <unsigned char>at[0] > 0x7e:
+            return NULL
+        at += 1
+    if at >= end:
+        return NULL
+    out.size = <int>(at - out.at)
+    return at + 1
+
+
+cdef const char *whole(const char *at, const char *end, int64_t *out) noexcept nogil:
+    """A whole number from 0, of at most 18 digits."""
+    cdef const char *first = at
+    cdef int64_t value = 0
+    while at < end and c'0' <= at[0] <= c'9' and at - first <= 18:
+        value = 10 * value + (at[0] - c'0')
+        at += 1
+    if at == first or at - first > 18 or (first[0] == c'0' and at - first > 1):
+        return NULL
+    if at < end and (at[0] == c'.' or at[0] == c'e' or at[0] == c'E'):
+        return NULL
+    out[0] = value
+    return at
+
+
+cdef const char *real(const char *at, const char *end, Text *out) noexcept nogil:
+    """A number with a point, as JSON writes it; its value is found later."""
+    cdef const char *first = at
+    cdef const char *digits
+    if at < end and at[0] == c'-':
+        at += 1
+    digits = at
+    while at < end and c'0' <= at[0] <= c'9':
+        at += 1
+    if at == digits or (digits[0] == c'0' and at - digits > 1) or at >= end or at[0] != c'.':
+        return NULL
+    at += 1
+    digits = at
+    while at < end and c'0' <= at[0] <= c'9':
+        at += 1
+    if at == digits or at - first > 30 or (at < end and (at[0] == c'e' or at[0] == c'E')):
+        return NULL
+    out.at, out.size = first, <int>(at - first)
+    return at
+
+
+cdef inline bint same(const Text *text, const char *word, int size) noexcept nogil:
+    return text.size == size and memcmp(text.at, word, size) == 0
+
+
+cdef const char *shape(const char *at, const char *end, Head *head) noexcept nogil:
+    """[rows, columns]"""
+    if at >= end or at[0] != c'[':
+        return NULL
+    at = whole(skip(at + 1, end), end, &head.rows)
+    if at == NULL:
+        return NULL
+    at = skip(at, end)
+    if at >= end or at[0] != c',':
+        return NULL
+    at = whole(skip(at + 1, end), end, &head.columns)
+    if at == NULL:
+        return NULL
+    at = skip(at, end)
+    return at + 1 if at < end and at[0] == c']' else NULL
+
+
+cdef const char *number_once(const char *at, const char *end, int64_t *out) noexcept nogil:
+    if out[0] >= 0:
+        return NULL
+    return whole(at, end, out)
+
+
+cdef const char *text_once(const char *at, const char *end, Text *out) noexcept nogil:
+    if out.at != NULL:
+        return NULL
+    return text(at, end, out)
+
+
+cdef const char *pair(const char *at, const char *end, Head *head) noexcept nogil:
+    """One "key": value of an image's header; NULL when it is not one of the usual."""
+    cdef Text key
+    at = text(at, end, &key)
+    if at == NULL:
+        return NULL
+    at = skip(at, end)
+    if at >= end or at[0] != c':':
+        return NULL
+    at = skip(at + 1, end)
+    if same(&key, b"frame", 5):
+        return number_once(at, end, &head.number)
+    if same(&key, b"msg_number", 10):
+        return number_once(at, end, &head.serial)
+    if same(&key, b"series", 6):
+        return number_once(at, end, &head.series)
+    if same(&key, b"module", 6):
+        return number_once(at, end, &head.module)
+    if same(&key, b"htype", 5):
+        return text_once(at, end, &head.kind)
+    if same(&key, b"type", 4):
+        return text_once(at, end, &head.dtype)
+    if same(&key, b"compression", 11):
+        return text_once(at, end, &head.codec)
+    if same(&key, b"timestamp", 9) and head.timestamp.at == NULL:
+        return real(at, end, &head.timestamp)
+    if same(&key, b"shape", 5) and head.rows < 0:
+        return shape(at, end, head)
+    return NULL
+
+
+cdef void parse(const char *at, size_t size, Head *head) noexcept nogil:
+    """`head.plain`: an image with everything that it needs and nothing unusual."""
+    cdef const char *end = at + size
+    memset(head, 0, sizeof(Head))
+    head.number = head.serial = head.series = head.module = head.rows = head.columns = -1
+    at = skip(at, end)
+    if size > HEADER_MAX or at >= end or at[0] != c'{':
+        return
+    while True:
+        at = pair(skip(at + 1, end), end, head)
+        if at == NULL:
+            return
+        at = skip(at, end)
+        if at >= end:
+            return
+        if at[0] != c',':
+            break
+    if at[0] != c'}' or skip(at + 1, end) != end:
+        return
+    head.plain = (
+        same(&head.kind, b"image", 5) and head.number >= 0 and head.rows >= 0 and head.columns >= 0
+        and 0 < head.dtype.size < TEXT and 0 < head.codec.size < TEXT and head.module < MAX_MODULES
+    )
+
+
+# --- receiving -------------------------------------------------------------------------------------------------------
+
+cdef struct Layout:
+    int64_t rows, columns, nbytes
+    int dtype_size, codec_size
+    bint compressed
+    char dtype[TEXT]
+    char codec[TEXT]
+
+cdef enum:
+    LAYOUTS = 8
+
+cdef PyTypeObject *frame_type = <PyTypeObject *>Frame
+cdef int frame_fields = len(Frame._fields)
+cdef object nothing = MappingProxyType({})
+cdef tuple no_more = ()
+
+
+cdef class Receiver:
+    """Takes messages from one socket, in the thread that owns it. `decode` judges what is not a plain image."""
+
+    cdef void *socket
+    cdef object decode
+    cdef dict itemsize
+    cdef zmq_msg_t *slots
+    cdef Head *heads
+    cdef Layout layouts[LAYOUTS]
+    cdef list known  # (shape, dtype, codec) of each layout
+    cdef int next_layout
+
+    def __cinit__(self):
+        self.slots = <zmq_msg_t *>PyMem_Malloc(SLOTS * sizeof(zmq_msg_t))
+        self.heads = <Head *>PyMem_Malloc(SLOTS // 2 * sizeof(Head))
+        if self.slots == NULL or self.heads == NULL:
+            raise MemoryError()
+
+    def __init__(self, socket, decode=None, itemsize=None):
+        """`socket` a zmq.Socket; `decode` and `itemsize` of STINS, or None: every message is handed on as parts."""
+        self.socket = <void *><size_t>socket.underlying
+        self.decode = decode
+        self.itemsize = itemsize or {}
+        self.known = []
+        self.next_layout = 0
+
+    def __dealloc__(self):
+        PyMem_Free(self.slots)
+        PyMem_Free(self.heads)
+
+    def take(self, int messages, Py_ssize_t nbytes, int parts):
+        """What is there, without waiting: a Frame for each plain image, for any other message the list of its parts.
+
+        At most so many messages, stopping after so many bytes; no more than `parts` parts of one are kept."""
+        cdef int count = 0, used = 0, error = 0, i
+        cdef Py_ssize_t size = 0
+        cdef bint more = False
+        cdef zmq_msg_t *slot
+        cdef Head *head
+        cdef list out = []
+        messages = min(messages, SLOTS // 2)
+        with nogil:
+            while count < messages and size < nbytes:
+                slot = &self.slots[2 * count]
+                msg_init(slot)
+                msg_init(slot + 1)
+                if self.receive(slot, DONTWAIT):
+                    error = zmq_errno()
+                    break
+                count += 1
+                more = msg_more(slot)
+                if more:
+                    if self.receive(slot + 1, 0):
+                        error = zmq_errno()
+                        msg_close(slot)
+                        count -= 1
+                        more = False
+                        break
+                    size += msg_size(slot + 1)
+                    parse(<char *>msg_data(slot), msg_size(slot), &self.heads[count - 1])
+                    more = msg_more(slot + 1)
+                    if more:  # of many parts: it is the last of this batch
+                        break
+                else:
+                    self.heads[count - 1].plain = False
+        try:
+            for i in range(count):
+                slot = &self.slots[2 * i]
+                head = &self.heads[i]
+                if self.decode is not None and head.plain and not (more and i == count - 1):
+                    out.append(self.frame(slot, head))
+                else:
+                    out.append(self.parts_of(slot, more and i == count - 1, parts))
+        finally:
+            for i in range(2 * count):
+                msg_close(&self.slots[i])
+        if error and error != AGAIN and error != INTERRUPTED and not out:
+            raise zmq.ZMQError(error)
+        return out
+
+    cdef int receive(self, zmq_msg_t *slot, int flags) noexcept nogil:
+        """0: there is one. An interrupted wait goes on: the parts of a message come together."""
+        while msg_recv(slot, self.socket, flags) < 0:
+            if zmq_errno() != INTERRUPTED or flags & DONTWAIT:
+                return -1
+        return 0
+
+    cdef list parts_of(self, zmq_msg_t *slot, bint more, int limit):
+        cdef Part part
+        cdef list parts = [take(slot)]
+        if msg_more(&(<Part>parts[0]).message):
+            parts.append(take(slot + 1))
+        while more:
+            part = Part.__new__(Part)
+            if self.receive(&part.message, 0):
+                raise zmq.ZMQError(zmq_errno())
+            more = msg_more(&part.message)
+            if len(parts) < limit:
+                parts.append(part)
+        return parts
+
+    cdef object frame(self, zmq_msg_t *slot, Head *head):
+        """The Frame, or (what is not known yet, or does not fit) the parts."""
+        cdef int i
+        cdef Layout *layout
+        cdef size_t size = msg_size(slot + 1)
+        for i in range(len(self.known)):
+            layout = &self.layouts[i]
+            if (
+                layout.rows == head.rows and layout.columns == head.columns
+                and same(&head.dtype, layout.dtype, layout.dtype_size)
+                and same(&head.codec, layout.codec, layout.codec_size)
+            ):
+                if fits(layout, <uint8_t *>msg_data(slot + 1), size):
+                    return self.made(slot, head, <tuple>self.known[i])
+                return self.parts_of(slot, False, 2)
+        return self.learned(slot, head)
+
+    cdef object learned(self, zmq_msg_t *slot, Head *head):
+        """The first of its kind is judged by `decode`; the next are known."""
+        cdef Layout *layout
+        cdef bytes dtype = head.dtype.at[:head.dtype.size], codec = head.codec.at[:head.codec.size]
+        cdef int64_t rows = head.rows, columns = head.columns
+        cdef list parts = self.parts_of(slot, False, 2)
+        try:
+            frame = self.decode(parts)
+        except StreamError:
+            return parts
+        usual = codec in (b"none", b"bslz4") and frame.codec == codec.decode() and frame.dtype == dtype.decode()
+        if not usual or frame.shape != (rows, columns):
+            return frame
+        layout = &self.layouts[self.next_layout]
+        layout.rows, layout.columns = rows, columns
+        layout.nbytes = rows * columns * <int64_t>self.itemsize[frame.dtype]
+        layout.compressed = codec == b"bslz4"
+        layout.dtype_size, layout.codec_size = <int>len(dtype), <int>len(codec)
+        memcpy(layout.dtype, PyBytes_AS_STRING(dtype), len(dtype))
+        memcpy(layout.codec, PyBytes_AS_STRING(codec), len(codec))
+        self.known[self.next_layout:self.next_layout + 1] = [frame[1:4]]
+        self.next_layout = (self.next_layout + 1) % LAYOUTS
+        return frame
+
+    cdef object made(self, zmq_msg_t *slot, Head *head, tuple layout):
+        cdef tuple frame = <tuple>tp_alloc(frame_type, frame_fields)
+        cdef object timestamp = None
+        cdef char digits[32]
+        if head.timestamp.at != NULL:
+            memcpy(digits, head.timestamp.at, head.timestamp.size)
+            digits[head.timestamp.size] = 0
+            timestamp = PyOS_string_to_double(digits, NULL, OverflowError)
+        fill(frame, 0, head.number)
+        fill(frame, 1, layout[0])
+        fill(frame, 2, layout[1])
+        fill(frame, 3, layout[2])
+        fill(frame, 4, take(slot + 1))
+        fill(frame, 5, 0 if head.module < 0 else head.module)
+        fill(frame, 6, None if head.serial < 0 else head.serial)
+        fill(frame, 7, None if head.series < 0 else head.series)
+        fill(frame, 8, timestamp)
+        fill(frame, 9, False)
+        fill(frame, 10, no_more)
+        fill(frame, 11, nothing)
+        return frame
+
+
+cdef inline void fill(tuple frame, Py_ssize_t at, object value):
+    Py_INCREF(value)
+    PyTuple_SET_ITEM(frame, at, value)
+
+
+cdef Part take(zmq_msg_t *slot):
+    cdef Part part = Part.__new__(Part)
+    msg_move(&part.message, slot)
+    return part
+
+
+cdef bint fits(Layout *layout, const uint8_t *data, size_t size) noexcept:
+    """What `stins.decode` demands of the payload of one part."""
+    cdef uint64_t said = 0
+    cdef int i
+    if not layout.compressed:
+        return <int64_t>size == layout.nbytes
+    if size < 12 or size > <uint64_t>(2 * layout.nbytes + 65536):
+        return False
+    for i in range(8):
+        said = said << 8 | data[i]
+    return said == <uint64_t>layout.nbytes
+
+
+assert Frame._fields == (
+    "number", "shape", "dtype", "codec", "data", "module", "serial", "series", "timestamp", "discard", "more", "extra"
+)
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+cdef packed struct Header:
+    char magic[4]
+    uint32_t crc
+    uint64_t nonce
+    uint64_t frame
+    int64_t serial
+    double timestamp
+    double arrived
+    uint32_t size
+    uint32_t payload_crc
+    uint16_t module
+    uint16_t mask
+    uint8_t dataset
+    uint8_t status
+    uint8_t flags
+    uint8_t version
+
+assert sizeof(Header) == HEADER_SIZE == 64 and TRAILER_SIZE == 8
+
+cdef enum:
+    HEADER_BYTES = 64
+    TAIL = 72  # a trailer and its padding
+    IOV_MAX = 1023  # whole records in one call
+
+cdef uint32_t crc_table[8][256]
+cdef char magic[4]
+cdef char end_magic[4]
+cdef uint8_t version = VERSION, payload_flag = PAYLOAD_CRC
+cdef int64_t highest_frame = _HIGHEST_FRAME
+memcpy(magic, <char *><bytes>MAGIC, 4)
+memcpy(end_magic, <char *><bytes>END_MAGIC, 4)
+
+
+cdef void make_crc_table() noexcept:
+    """CRC-32 of ISO-HDLC (zlib's), eight bytes a step."""
+    cdef uint32_t value
+    cdef int i, j
+    for i in range(256):
+        value = i
+        for j in range(8):
+            value = value >> 1 ^ (0xEDB88320 if value & 1 else 0)
+        crc_table[0][i] = value
+    for i in range(256):
+        for j in range(1, 8):
+            crc_table[j][i] = crc_table[j - 1][i] >> 8 ^ crc_table[0][crc_table[j - 1][i] & 0xFF]
+
+
+make_crc_table()
+
+
+cdef uint32_t crc_of_body(const uint8_t *at) noexcept nogil:
+    """Of the 56 bytes behind magic and CRC."""
+    cdef uint32_t crc = 0xFFFFFFFF, low, high
+    cdef int i
+    for i in range(7):
+        memcpy(&low, at, 4)
+        memcpy(&high, at + 4, 4)
+        low ^= crc
+        crc = (
+            crc_table[7][low & 0xFF] ^ crc_table[6][low >> 8 & 0xFF] ^ crc_table[5][low >> 16 & 0xFF]
+            ^ crc_table[4][low >> 24] ^ crc_table[3][high & 0xFF] ^ crc_table[2][high >> 8 & 0xFF]
+            ^ crc_table[1][high >> 16 & 0xFF] ^ crc_table[0][high >> 24]
+        )
+        at += 8
+    return ~crc
+
+
+cdef class Packed:
+    """Records ready to be written behind each other, as `records.Packed`."""
+
+    cdef Header *head
+    cdef char *tails
+    cdef iovec *vector
+    cdef Py_buffer *views
+    cdef int count, held
+    cdef readonly Py_ssize_t total
+    cdef readonly Py_ssize_t payload
+
+    def __cinit__(self, records, layout, uint64_t nonce, bint payload_crc=False):
+        cdef int n = <int>len(records), i = 0
+        cdef Py_ssize_t exact = layout.chunk_bytes if layout.codec == "none" else 0
+        cdef int modules = layout.modules
+        self.head = <Header *>PyMem_Malloc(n * sizeof(Header) + 1)
+        self.tails = <char *>PyMem_Malloc(n * TAIL + 1)
+        self.vector = <iovec *>PyMem_Malloc(3 * n * sizeof(iovec) + 1)
+        self.views = <Py_buffer *>PyMem_Malloc(n * sizeof(Py_buffer) + 1)
+        if self.head == NULL or self.tails == NULL or self.vector == NULL or self.views == NULL:
+            raise MemoryError()
+        self.count = n
+        memset(self.head, 0, n * sizeof(Header))
+        memset(self.tails, 0, n * TAIL)
+        for i in range(n):
+            self.add(i, <tuple>records[i], exact, modules, nonce, payload_crc)
+
+    cdef add(self, int i, tuple record, Py_ssize_t exact, int modules, uint64_t nonce, bint payload_crc):
+        cdef Header *head = &self.head[i]
+        cdef char *tail = self.tails + i * TAIL
+        cdef iovec *vector = self.vector + 3 * i
+        cdef Py_ssize_t size, tail_size
+        cdef int64_t frame
+        number, module, data, serial, timestamp, arrived, status = record
+        PyObject_GetBuffer(data, &self.views[i], PyBUF_SIMPLE)
+        self.held = i + 1
+        size = self.views[i].len
+        if size != exact and (exact or not 0 < size < 0x100000000):
+            raise StreamError(f"frame {number}: {size} bytes of data do not make a chunk of {exact or '> 0'} bytes")
+        if not (0 <= number < _HIGHEST_FRAME and 0 <= module < modules):
+            raise StreamError(f"frame {number}, module {module}: no such place ({modules} modules)")
+        memcpy(head.magic, magic, 4)
+        try:
+            head.nonce, head.frame, head.serial = nonce, number, serial
+            head.timestamp, head.arrived = timestamp, arrived
+            head.size, head.module, head.status, head.version = <uint32_t>size, module, status, version
+        except (OverflowError, TypeError) as exc:
+            raise StreamError(f"frame {number}, module {module}: cannot be stored: {exc}") from exc
+        if payload_crc:
+            head.flags, head.payload_crc = payload_flag, payload_crc32(data)
+        head.crc = crc_of_body(<uint8_t *>head + 8)
+        memcpy(tail, end_magic, 4)
+        memcpy(tail + 4, &head.crc, 4)
+        tail_size = 8 + (-(size + HEADER_BYTES + 8) & 63)
+        vector[0].iov_base, vector[0].iov_len = head, HEADER_BYTES
+        vector[1].iov_base, vector[1].iov_len = self.views[i].buf, size
+        vector[2].iov_base, vector[2].iov_len = tail, tail_size
+        self.total += HEADER_BYTES + size + tail_size
+        self.payload += size
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.held):
+            PyBuffer_Release(&self.views[i])
+        PyMem_Free(self.head)
+        PyMem_Free(self.tails)
+        PyMem_Free(self.vector)
+        PyMem_Free(self.views)
+
+    def __len__(self):
+        return self.count
+
+    @property
+    def headers(self):
+        """All headers behind each other."""
+        return PyBytes_FromStringAndSize(<char *>self.head, self.count * HEADER_BYTES)
+
+    def write(self, int fd, int64_t offset):
+        """Write all of it there; OSError. Once: what was written is no longer known afterwards."""
+        cdef iovec *vector = self.vector
+        cdef int left = 3 * self.count, error = 0
+        cdef ssize_t written
+        with nogil:
+            while left and not error:
+                written = pwritev(fd, vector, min(left, IOV_MAX), offset)
+                if written < 0:
+                    error = errno
+                    if error == INTERRUPTED:
+                        error = 0
+                    continue
+                if written == 0:
+                    error = EIO
+                offset += written
+                while left and <size_t>written >= vector.iov_len:
+                    written -= vector.iov_len
+                    vector += 1
+                    left -= 1
+                if left and written:
+                    vector.iov_base = <char *>vector.iov_base + written
+                    vector.iov_len -= written
+        if error:
+            raise OSError(error, os.strerror(error) if written < 0 else "nothing was written")
+

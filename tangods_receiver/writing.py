@@ -1,0 +1,53 @@
+"""Bytes and records to a file: gathered writes that go on where the system stopped."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from tangods_receiver import compiled
+from tangods_receiver.protocol import Buffer
+from tangods_receiver.records import ImageLayout, Record, pack
+
+IOV_MAX = 1024
+
+
+def write_all(fd: int, buffers: Sequence[Buffer], offset: int, total: int = -1) -> None:
+    """Write these buffers behind each other at `offset`; OSError. `total`: their bytes, where known."""
+    left = list(buffers)
+    while left:
+        part = left[:IOV_MAX]
+        written = os.pwritev(fd, part, offset)
+        if written == total:
+            return
+        offset, total = offset + written, -1
+        left = _unwritten(part, written) + left[IOV_MAX:]
+        if not written and left:
+            raise OSError(errno.EIO, "nothing was written")
+
+
+def _unwritten(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
+    for i, buffer in enumerate(buffers):
+        view = memoryview(buffer)
+        if written < view.nbytes:
+            return [view.cast("B")[written:], *buffers[i + 1 :]]
+        written -= view.nbytes
+    return []
+
+
+class PythonPacked:
+    """Records ready to be written behind each other; StreamError when one does not fit the layout.
+
+    `headers` behind each other; `total` bytes with headers and trailers, `payload` bytes without."""
+
+    def __init__(self, records: Sequence[Record], layout: ImageLayout, nonce: int, payload_crc: bool = False) -> None:
+        self._buffers, self.headers, self.total, self.payload = pack(records, layout, nonce, payload_crc)
+
+    def write(self, fd: int, offset: int) -> None:
+        """All of it, once; OSError."""
+        write_all(fd, self._buffers, offset, self.total)
+
+
+_hotpath = compiled.module("_hotpath")
+Packed: type[PythonPacked] = PythonPacked if _hotpath is None else _hotpath.Packed
