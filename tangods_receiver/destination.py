@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 
 from tangods_receiver.errors import WriteError
+
+ANSWER_LIMIT = 2.0  # s; Tango and HTTP clients wait for it
+_asked: dict[str, Future[str]] = {}  # by directory: the question that has no answer yet
 
 
 def confine(root: Path, filename: str) -> Path:
@@ -36,6 +42,34 @@ def refusal(root: Path, filename: str, nbytes: int = 0, replace: bool = False) -
         return str(exc)
     except OSError as exc:
         return f"{filename}: {exc.strerror or exc}; choose another name or look at the storage"
+
+
+def refusal_soon(root: Path, filename: str, nbytes: int = 0, replace: bool = False) -> str:
+    """As `refusal`, in bounded time also when the storage hangs, which is then the sentence.
+
+    Who asks again and again leaves one thread behind for each directory that hangs, not one for each question."""
+    directory = os.path.dirname(root / filename)
+    silence = f"{filename}: no answer from the storage in {ANSWER_LIMIT:g} s; look at the mount, or choose another disk"
+    if earlier := _asked.get(directory):
+        try:
+            earlier.exception(ANSWER_LIMIT)
+        except NotYet:
+            return silence
+    answer = _asked[directory] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(refusal(root, filename, nbytes, replace))
+        except BaseException as exc:
+            answer.set_exception(exc)
+        finally:
+            _asked.pop(directory, None)
+
+    threading.Thread(target=ask, name=f"check {filename}", daemon=True).start()
+    try:
+        return answer.result(ANSWER_LIMIT)
+    except NotYet:
+        return silence
 
 
 def _obstacle(path: Path, nbytes: int, replace: bool) -> str:

@@ -6,15 +6,16 @@ import logging
 import queue
 import threading
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from tangods_receiver import destination
+from tangods_receiver import destination, reception
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import WriteError
 from tangods_receiver.live import LastFrame, Live
 from tangods_receiver.reception import Reception
-from tangods_receiver.seriesfile import SeriesFile
+from tangods_receiver.series import Series
 from tangods_receiver.source import Worker
 from tangods_receiver.stats import Snapshot
 
@@ -31,9 +32,10 @@ JOIN_LIMIT = 5.0  # s; a thread that hangs in the storage is left behind
 class Keeper:
     """One thread that commits, closes and measures."""
 
-    def __init__(self, config: ReceiverConfig, reception: Reception, wake: threading.Event) -> None:
+    def __init__(self, config: ReceiverConfig, reception: Reception, syncer: Syncer, wake: threading.Event) -> None:
         self._config = config
         self._reception = reception
+        self._syncer = syncer
         self._wake = wake
         self._halt = False
         self._next_commit = 0.0
@@ -61,7 +63,8 @@ class Keeper:
         try:
             now = time.monotonic()
             if not self._reception.close_when_due() and now >= self._next_commit:
-                self._reception.commit()
+                if (series := self._reception.commit()) is not None:
+                    self._syncer.committed(series)
                 self._next_commit = time.monotonic() + self._config.commit_interval
             self._reception.measure()
         except Exception as exc:  # the outermost loop: it becomes the state
@@ -70,47 +73,93 @@ class Keeper:
 
 
 class Syncer:
-    """One thread that makes closed files survive a power loss; nobody waits for it."""
+    """One thread that puts files on the disk, so that they survive a power loss; nobody waits for it.
 
-    def __init__(self, name: str) -> None:
-        self._files: queue.SimpleQueue[SeriesFile | None] = queue.SimpleQueue()
+    A file of which one sync failed is never called durable again: what the system dropped then, a later sync that
+    succeeds does not bring back."""
+
+    def __init__(self, name: str, interval: float) -> None:
+        self._interval = interval
+        self._jobs: queue.SimpleQueue[tuple[Series, bool] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._waiting = 0
-        self._failed = False
+        self._closed_waiting = 0  # files that are closed and not on the disk yet
+        self._open_waiting = False
+        self._failed = False  # the last closed file
+        self._next = 0.0  # when the open file is due
+        self._busy: tuple[float, str] | None = None  # since when, with which file
+        self._remark = ""
         self.seconds = 0.0  # that the last sync took
         self._thread = threading.Thread(target=self._main, name=f"{name} sync", daemon=True)
 
     @property
     def durable(self) -> bool:
         """The last closed file is on the disk."""
-        return not self._waiting and not self._failed
+        return not self._closed_waiting and not self._failed
+
+    def remark(self) -> str:
+        """What went wrong and was not acknowledged, or takes long while somebody relies on it; in words."""
+        busy = self._busy
+        if self._remark or busy is None or not self._interval:
+            return self._remark
+        seconds, path = time.monotonic() - busy[0], busy[1]
+        if seconds <= max(reception.SLOW, self._interval):
+            return ""
+        return (
+            f"syncing {path} has taken {seconds:.0f} s: what is newer may not survive a power loss; look at the storage"
+        )
+
+    def acknowledge(self) -> None:
+        self._remark = ""
 
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, file: SeriesFile) -> None:
+    def put(self, series: Series) -> None:
+        """A series that was closed."""
         with self._lock:
-            self._waiting += 1
-        self._files.put(file)
+            self._closed_waiting += 1
+        self._jobs.put((series, True))
+
+    def committed(self, series: Series) -> None:
+        """A commit of the open series is done: sync what it holds if that is due and not still going on."""
+        due = self._interval and time.monotonic() >= self._next
+        if due and not self._open_waiting and series.durable < series.committed and not series.not_durable:
+            self._open_waiting = True
+            self._jobs.put((series, False))
 
     def stop(self, limit: float) -> bool:
-        self._files.put(None)
+        self._jobs.put(None)
         self._thread.join(limit)
         return not self._thread.is_alive()
 
     def _main(self) -> None:
-        while (file := self._files.get()) is not None:
-            try:
-                begun = time.monotonic()
-                file.sync()
-                self.seconds = time.monotonic() - begun
-                self._failed = False
-            except (WriteError, OSError) as exc:
-                self._failed = True
-                log.error("%s is written but may not survive a power loss: %s", file.path, exc)
-            del file
+        while (job := self._jobs.get()) is not None:
+            series, closed = job
+            self._busy = time.monotonic(), str(series.file.path if series.file else "")
+            self._sync(series)
+            self.seconds, self._busy = time.monotonic() - self._busy[0], None
             with self._lock:
-                self._waiting -= 1
+                if closed:
+                    self._closed_waiting -= 1
+                    self._failed = series.not_durable
+                else:
+                    self._open_waiting = False
+                    self._next = time.monotonic() + self._interval
+            del series, job
+
+    def _sync(self, series: Series) -> None:
+        assert series.file is not None
+        committed = series.committed
+        try:
+            series.file.sync()
+        except (WriteError, OSError) as exc:
+            sentence = f"{series.file.path} is written but may not survive a power loss: {exc}"
+            if not series.not_durable:
+                log.error("%s", sentence)
+                self._remark = sentence
+            series.not_durable = True
+        if not series.not_durable:
+            series.durable, self._remark = committed, ""
 
 
 class Engine:
@@ -120,9 +169,9 @@ class Engine:
         self.config = config
         wake = threading.Event()
         self._live = Live()
-        self._syncer = Syncer(config.name)
+        self._syncer = Syncer(config.name, config.fsync_interval)
         self._reception = Reception(config, self._live, wake, self._syncer.put)
-        self._keeper = Keeper(config, self._reception, wake)
+        self._keeper = Keeper(config, self._reception, self._syncer, wake)
         self._workers = [Worker(index, config, self._reception) for index in range(config.workers)]
         self._started: list[Worker] = []
         self._http: HttpServer | None = None
@@ -171,7 +220,8 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Everything countable, at one moment; cheap."""
-        return self._reception.snapshot(self._syncer.durable, self._syncer.seconds)
+        now = self._reception.snapshot(self._syncer.durable, self._syncer.seconds)
+        return now if now.error else replace(now, error=self._syncer.remark())
 
     def stop(self, series: int | None = None) -> None:
         """Close the open series with what came, within `end_timeout`; returns at once, harmless when none is open."""
@@ -180,11 +230,12 @@ class Engine:
     def reset(self) -> None:
         """Acknowledge the error."""
         self._reception.reset()
+        self._syncer.acknowledge()
 
     def check(self, path: str, nbytes: int, overwrite: bool = False) -> str:
         """Why a series of `nbytes` cannot be written to `path`, and what to do; "" when it can."""
-        replace = overwrite and self.config.allow_overwrite
-        return destination.refusal(self.config.root, path, nbytes, replace) if path else ""
+        may_replace = overwrite and self.config.allow_overwrite
+        return destination.refusal_soon(self.config.root, path, nbytes, may_replace) if path else ""
 
     def last_frame(self) -> LastFrame | None:
         """The latest image, decoded now; None before the first. StreamError: it is damaged."""

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 
 from tangods_receiver import destination
 from tangods_receiver.config import ReceiverConfig
@@ -26,13 +27,14 @@ log = logging.getLogger(__name__)
 
 HEADER_WAIT = 1.0  # s a worker waits for what another worker has not read yet: a header, the rest of a series
 SLOW = 10.0  # s that a call to the storage may take before the status tells
+HANGS = 60.0  # s after which that is an error
 REMEMBERED = 100  # ids of past series whose leftovers are recognised
 
-Sync = Callable[[SeriesFile], None]
+Sync = Callable[[Series], None]
 
 
 class Reception:
-    """`wake` is set when the keeper has something to do at once; `sync` is given each closed file."""
+    """`wake` is set when the keeper has something to do at once; `sync` is given each closed series that has a file."""
 
     def __init__(self, config: ReceiverConfig, live: Live, wake: threading.Event, sync: Sync) -> None:
         self._config = config
@@ -147,13 +149,13 @@ class Reception:
         finally:
             del self._calls[thread]
 
-    def _slow_call(self) -> str:
-        """The call to the storage that has taken long, in words."""
-        now = time.monotonic()
-        for since, what in list(self._calls.values()):
-            if now - since > SLOW:
-                return f"{what} has taken {now - since:.0f} s and is waited for; look at the storage"
-        return ""
+    def _slow_call(self) -> tuple[str, bool]:
+        """The call to the storage that has taken longest, if that is long, in words; is that an error?"""
+        since, what = min(list(self._calls.values()), default=(inf, ""))
+        seconds = time.monotonic() - since
+        if seconds <= SLOW:
+            return "", False
+        return f"{what} has taken {seconds:.0f} s and is waited for; look at the storage", seconds > HANGS
 
     @property
     def frame_bytes(self) -> int:
@@ -169,8 +171,9 @@ class Reception:
             tally = Tally.sum(self._tallies)
             missing = 0 if series is None else series.known_missing()
             workers = self._meter.read(time.monotonic(), self._totals())
+            slow, hangs = self._slow_call()
             return Snapshot(
-                state="error" if self._serious else "running" if self._open is not None else "idle",
+                state="error" if self._serious or hangs else "running" if self._open is not None else "idle",
                 series=0 if series is None else series.id,
                 file=str(self._open.file.path) if self._open is not None and self._open.file is not None else "",
                 received=tally.received,
@@ -188,8 +191,9 @@ class Reception:
                 rate=sum(worker.rate for worker in workers),
                 throughput=sum(worker.throughput for worker in workers),
                 durable=durable,
+                durable_frames=0 if series is None else series.durable,
                 last_number=self._live.number,
-                error=self._error or self._slow_call(),
+                error=self._error or slow,
                 workers=workers,
                 lost=self._lost(series, tally, missing),
                 missing_total=self._earlier_missing,
@@ -255,11 +259,12 @@ class Reception:
             if self._open is not None:
                 self._abandon(self._open, reason)
 
-    def commit(self) -> None:
-        """Make what was written readable."""
+    def commit(self) -> Series | None:
+        """Make what was written readable; the series for which that was done."""
         series = self._open
         if series is None or series.file is None or series.file.layout is None:
-            return
+            return None
+        written = Tally.sum(series.tallies).written
         try:
             with self._storage("committing", series):
                 begun = time.monotonic()
@@ -269,6 +274,9 @@ class Reception:
             with self._changed:
                 series.failure = series.failure or str(exc)
                 self._fail(str(exc))
+            return None
+        series.committed = written
+        return series
 
     def close_when_due(self) -> bool:
         """True when a series was closed."""
@@ -281,6 +289,8 @@ class Reception:
             books = series.close()
         with self._storage("closing", series):
             failure = self._close_file(series, books)
+        if not failure:
+            series.committed = Tally.sum(series.tallies).written
         self._log_close(series, self._commits)
         with self._changed:
             self._judge(series, failure)
@@ -296,7 +306,7 @@ class Reception:
             series.latest = None
             self._change()
         if series.file is not None:
-            self._sync(series.file)
+            self._sync(series)
         return True
 
     @staticmethod
@@ -368,7 +378,9 @@ class Reception:
             replace = self._config.allow_overwrite and start.metadata.get("overwrite") is True
             if obstacle := destination.refusal(root, start.filename, replace=replace):
                 return obstacle
-            series.file = SeriesFile.create(path, series.header(self._config.dataset), series.layout, replace=replace)
+            series.file = SeriesFile.create(
+                path, series.header(self._config.dataset), series.layout, self._config.payload_crc, replace
+            )
         except DaqError as exc:
             return str(exc)
         except Exception as exc:  # whatever it was, the series must not stay half open

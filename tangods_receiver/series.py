@@ -52,6 +52,8 @@ class Series:
         self.abandoned = ""  # why it must close at once
         self.failure = ""  # the first write failure: nothing more is stored
         self.acknowledged = False  # a reset came after the failure
+        self.committed = self.durable = 0  # images that a reader sees; that survive a power loss
+        self.not_durable = False  # a sync failed: nobody knows what the disk has
         self.opened_at = time.time()
         self.begun = self.last_arrival = time.monotonic()
         self.latest: Frame | None = None

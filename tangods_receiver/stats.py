@@ -187,7 +187,8 @@ class Snapshot:
     `state` is idle, running or error; `series` the series now open, or the last one (0: none yet); `opened`, `closed`
     the ids of the last series opened and closed; `file` the path being written ("" when none), `last_file` the one
     closed last; `missing` frames known lost (of the open or last series); `expected` None: not announced;
-    `rate` frames/s and `throughput` bytes/s over the last second; `durable` True when the last closed file was synced;
+    `rate` frames/s and `throughput` bytes/s over the last second; `durable` True when the last closed file was synced,
+    `durable_frames` the images of the open or last series that survive a power loss;
     `last_number` the number of the newest image in its series (-1: none yet).
 
     `workers` what each did since the engine began; `lost` what went wrong in the open or last series, by kind;
@@ -214,6 +215,7 @@ class Snapshot:
     rate: float = 0.0
     throughput: float = 0.0
     durable: bool = True
+    durable_frames: int = 0
     last_number: int = -1
     error: str = ""
     workers: tuple[WorkerStats, ...] = ()
@@ -226,8 +228,9 @@ class Snapshot:
     sync_time: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON: of plain values, lists and dictionaries."""
+        values = asdict(self)
+        return values | {"workers": list(values["workers"]), "lost": list(values["lost"])}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Snapshot:

@@ -27,7 +27,7 @@ class MemoryFile:
         self.books = None
 
     @classmethod
-    def create(cls, path, header, layout, replace):
+    def create(cls, path, header, layout, payload_crc, replace):
         cls.made.append(cls(path, header, layout))
         return cls.made[-1]
 
