@@ -193,6 +193,49 @@ def recover(file: Path) -> None:
     _report(lambda progress: recover_file(file, progress=progress), "recovering")
 
 
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="File to write [default: FILE with _assembled].")
+@click.option(
+    "--frames", default=":", metavar="A:B", help="From frame A to before B, counted from 0; either may be left out."
+)
+@click.option(
+    "--geometry",
+    type=click.Path(path_type=Path),
+    help="YAML file with what is to be used instead of what FILE says, or beside it.",
+)
+def assemble(file: Path, output: Path | None, frames: str, geometry: Path | None) -> None:
+    """Write the images of a file in modules as whole images, each a bslz4 chunk; of any geometry, also turned.
+
+    Modules that are not turned show as one image in FILE itself (`assembled`); this is for all others, and for
+    programs that read no virtual datasets. FILE is left as it is; an OUTPUT that exists is refused.
+
+    \b
+    Geometry, one key: value a line; from the start message in FILE, or the YAML file:
+      x, y            [numbers] column and row of each module, in pixels from 0
+      rotation        [degrees] of each, or one for all: counter-clockwise, row 0 on top
+      full_shape      [rows, columns] of the image; left out: as large as needed
+      rotation_about  what x, y are the place of: `box` (first column and row of the
+                      turned module; the default), `corner` (its own first corner, about
+                      which it is turned), `centre` (the module before it was turned about
+                      its centre)
+
+    Turns by 90, 180 and 270 degrees are exact; positions are rounded to whole pixels. At other angles each pixel is
+    that of the module where its centre lies: nothing is interpolated. Between the modules: 0 in unsigned images, -1 in
+    signed, NaN in those of real numbers; pixel_mask tells them."""
+    from tangods_receiver import assemble as tool
+
+    output = output or file.with_name(f"{file.stem}_assembled.h5")
+    values = tool.load_geometry(geometry) if geometry else None
+    with progress_bar() as bar:
+        task = bar.add_task("assembling", total=None)
+        done = tool.assemble(file, output, frames, values, lambda n, of: bar.update(task, completed=n, total=of))
+    rows, columns = done.full_shape
+    console.print(f"{done.path}: {done.frames} images of {rows} x {columns}")
+    if not done.closed:
+        console.print("the series was not closed: these are the frames that could be read until now")
+
+
 def _report(work: Callable[[Callable[[int, int], None]], Any], title: str) -> None:
     with progress_bar() as bar:
         task = bar.add_task(title, total=None)

@@ -1,9 +1,9 @@
 """Where the modules of an image are: from what the sender or a YAML file says to the place of every pixel. Pure.
 
 Positions are in pixels of the whole image: `x` columns, `y` rows, from its first pixel on. `rotation` is in degrees,
-counter-clockwise as seen with the first row on top (as `numpy.rot90` turns). `about` says what `x`, `y` are the place
-of where a module is turned: `box` (of the first row and column that the turned module touches), `corner` (of the
-module's first corner, about which it is turned) or `centre` (of the module before it was turned about its centre).
+counter-clockwise as seen with the first row on top (as `numpy.rot90` turns). `rotation_about` says what `x`, `y` are
+the place of where a module is turned: `box` (the first column and row that the turned module touches), `corner` (the
+module's own first corner, about which it is turned) or `centre` (the module before it was turned about its centre).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .errors import ConfigError
 
-KEYS = ("x", "y", "rotation", "full_shape", "about")
+KEYS = ("x", "y", "rotation", "full_shape", "rotation_about")
 ABOUT = ("box", "corner", "centre")
 MAX_PIXELS = 1 << 28  # of a whole image; nobody has more
 
@@ -82,9 +82,9 @@ def parse(values: Mapping[str, Any], modules: int) -> Geometry:
         raise ConfigError(f"{', '.join(unknown)}: not known; there are {', '.join(KEYS)}")
     rotation = values.get("rotation", 0)
     rotations = (rotation,) * modules if _is_number(rotation) else rotation
-    about = values.get("about", "box")
+    about = values.get("rotation_about", "box")
     if about not in ABOUT:
-        raise ConfigError(f"about is {_show(about)}, not one of {', '.join(ABOUT)}")
+        raise ConfigError(f"rotation_about is {_show(about)}, not one of {', '.join(ABOUT)}")
     return Geometry(
         x=_numbers("x", values.get("x"), modules),
         y=_numbers("y", values.get("y"), modules),
@@ -192,7 +192,9 @@ def index_map(geometry: Geometry, shape: tuple[int, int]) -> NDArray[np.intp]:
         taken = window[covered & (window != gap)]
         if taken.size:
             other = int(taken[0]) // size
-            raise ConfigError(f"modules {other} and {module} overlap in {taken.size} pixels of the whole image")
+            raise ConfigError(
+                f"modules {other} and {module} overlap in {taken.size} pixels of the whole image: correct x and y"
+            )
         window[covered] = block.pixels[covered] + module * size
     return found
 
@@ -218,7 +220,17 @@ def _block(geometry: Geometry, module: int, shape: tuple[int, int]) -> _Block:
     y = (np.arange(first[1], last[1]) + 0.5 - origin[1])[:, None]
     column, row = np.floor(x * cosine - y * sine).astype(np.intp), np.floor(x * sine + y * cosine).astype(np.intp)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return _Block(int(first[1]), int(first[0]), np.where(inside, row * width + column, -1))
+    return _trimmed(_Block(int(first[1]), int(first[0]), np.where(inside, row * width + column, -1)))
+
+
+def _trimmed(block: _Block) -> _Block:
+    """Without the rows and columns at the border in which no centre lies in the module."""
+    rows, columns = np.nonzero(block.pixels >= 0)
+    if not rows.size:
+        return block
+    top, left = int(rows.min()), int(columns.min())
+    pixels = block.pixels[top : int(rows.max()) + 1, left : int(columns.max()) + 1]
+    return _Block(block.row + top, block.column + left, pixels)
 
 
 def _turn(angle: float) -> tuple[float, float]:

@@ -66,7 +66,10 @@ def test_what_senders_say() -> None:
         ({"x": [0, 9], "y": [0, 0], "full_shape": [5, -1]}, "full_shape is"),
         ({"x": [0, 9], "y": [0, 0], "full_shape": [5, 1.5]}, "full_shape is"),
         ({"x": [0, 9], "y": [0, 0], "full_shape": [10**6, 10**6]}, "more than 268435456 pixels"),
-        ({"x": [0, 9], "y": [0, 0], "about": "middle"}, "about is 'middle', not one of box, corner, centre"),
+        (
+            {"x": [0, 9], "y": [0, 0], "rotation_about": "middle"},
+            "rotation_about is 'middle', not one of box, corner, centre",
+        ),
         ({"x": [0, 9], "y": [0, 0], "z": [0, 0]}, "z: not known; there are x, y"),
     ],
 )
@@ -173,7 +176,9 @@ def test_positions_between_pixels_are_rounded(said: float, whole: int) -> None:
 @pytest.mark.parametrize("about, x, y", [("box", 3, 5), ("corner", 3, 5 + 8), ("centre", 3 - 2, 5 + 2)])
 def test_what_a_module_is_turned_about(about: str, x: int, y: int) -> None:
     """4 x 8 turned by 90 degrees covers 8 rows and 4 columns, from row 5 and column 3 on."""
-    found = index_map(parse({"x": [x], "y": [y], "rotation": 90, "about": about, "full_shape": [20, 20]}, 1), (4, 8))
+    found = index_map(
+        parse({"x": [x], "y": [y], "rotation": 90, "rotation_about": about, "full_shape": [20, 20]}, 1), (4, 8)
+    )
     np.testing.assert_array_equal(found[5:13, 3:7], np.rot90(np.arange(32).reshape(4, 8)))
     assert np.count_nonzero(found != 32) == 32
 
