@@ -72,6 +72,7 @@ _TEXTS = {
     "sensor_material": ("sensor_material",),
     "trigger_mode": ("trigger_mode",),
 }
+CODECS = {32008: "bslz4", 32004: "lz4"}  # by the number of the HDF5 filter
 _HEADER_KEYS = 2000  # a header with more is kept as one JSON text
 _HEADER_DEPTH = 16
 
@@ -177,8 +178,9 @@ def layout_of(dataset: h5py.Dataset) -> ImageLayout:
     """How the frames of this dataset are stored."""
     *_, rows, columns = dataset.shape
     modules = dataset.shape[1] if dataset.ndim == 4 else 1
-    filters = dataset.id.get_create_plist().get_nfilters()
-    return ImageLayout((rows, columns), dataset.dtype.name, "bslz4" if filters else "none", modules)
+    plist = dataset.id.get_create_plist()
+    codec = CODECS.get(plist.get_filter(0)[0], "bslz4") if plist.get_nfilters() else "none"
+    return ImageLayout((rows, columns), dataset.dtype.name, codec, modules)
 
 
 def iso_time(seconds: float) -> str:
@@ -309,7 +311,9 @@ def _columns(h5: h5py.File, nframes: int | None) -> dict[str, h5py.Dataset]:
 def _images(h5: h5py.File, layout: ImageLayout, nframes: int) -> h5py.Dataset:
     inner = (layout.modules, *layout.shape) if layout.modules > 1 else layout.shape
     # The filter's own set-up writes element size and version into the parameters, as any other writer would have it.
-    filters: dict[str, Any] = dict(hdf5plugin.Bitshuffle(cname="lz4")) if layout.codec == "bslz4" else {}
+    filters: dict[str, Any] = {"bslz4": dict(hdf5plugin.Bitshuffle(cname="lz4")), "lz4": dict(hdf5plugin.LZ4())}.get(
+        layout.codec, {}
+    )
     data = h5.create_dataset(
         None,
         shape=(nframes, *inner),

@@ -39,7 +39,8 @@ class Frame(NamedTuple):
     """One image, or one module of an image, as it came (a tuple, because tens of thousands are made in a second).
 
     `number` counts from 0 in each series; `shape` is that of the pixels, rows first; `dtype` a NumPy name;
-    `codec` one of `none`, `bslz4`, `cbf`; `data` the payload in one part (no copy is made);
+    `codec` one of `none`, `bslz4`, `lz4`, `cbf`, `mono12p`, `mono12packed`;
+    `data` the payload in one part (no copy is made);
     `timestamp` the detector's own time in seconds (None: not sent); `discard` True: count it, do not store it;
     `more` the payloads of modules `module + 1`, `module + 2` ... where one message carries several modules.
     """

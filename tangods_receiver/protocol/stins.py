@@ -28,7 +28,8 @@ ITEMSIZE = {
     **{"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4},
     **{"uint64": 8, "int64": 8, "float32": 4, "float64": 8},
 }
-CODECS = ("none", "bslz4", "cbf")
+CODECS = ("none", "bslz4", "lz4", "cbf")
+PACKED = ("mono12p", "mono12packed")  # types: uint16 in 12 bits each, two pixels in three bytes, in one of two orders
 MAX_IMAGE = 1 << 30  # bytes of one image; a chunk of an HDF5 file must stay below 4 GiB, and nobody has more
 MAX_NUMBER = (1 << 63) - 1  # what a file can hold
 MAX_FRAMES = 1 << 40  # of a series
@@ -69,9 +70,10 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
         raise StreamError(f"start message: nframes is {nframes}, more than {MAX_FRAMES}")
     if shape is not None:
         shape = _shape(shape)
-        _image_bytes(shape, dtype if dtype is not None else "uint8")
-    elif dtype is not None:
-        _image_bytes((1, 1), dtype)
+    if codec is not None or dtype in PACKED:
+        dtype, codec = _kind(dtype, codec)
+    if shape is not None or dtype is not None:
+        _image_bytes((1, 1) if shape is None else shape, "uint8" if dtype is None else dtype)
     return SeriesStart(
         filename=filename,
         serial=_count(head, "msg_number"),
@@ -79,7 +81,7 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
         nframes=nframes,
         shape=shape,
         dtype=dtype,
-        codec=None if codec is None else _codec(codec),
+        codec=codec,
         modules=1 if modules is None else modules,
         save=metadata.get("save_raw") not in (False, 0),
         metadata={**head, **metadata},
@@ -145,7 +147,9 @@ def _layout(number: int, shape: Any, dtype: Any, codec: Any) -> _Layout:
         return found
     try:
         checked = _shape(shape)
-        found = _Layout(checked, dtype, _codec(codec), _image_bytes(checked, dtype))
+        dtype, codec = _kind(dtype, codec)
+        nbytes = _image_bytes(checked, dtype)
+        found = _Layout(checked, dtype, codec, _packed_bytes(checked) if codec in PACKED else nbytes)
     except StreamError as exc:
         raise StreamError(f"image {number}: {exc}") from None
     if len(_layouts) > 100:
@@ -169,14 +173,14 @@ def _several(
         modules = shape[0]
         if chunks is not None and chunks != [1, *shape[1:]]:
             raise StreamError(f"image {number}: chunks {_show(chunks)} is not one module of shape {list(shape)}")
-        if len(payload) == 1 and codec == "none":
+        if len(payload) == 1 and (codec == "none" or codec in PACKED):
             payload = _split(number, payload[0], modules, nbytes)
         if len(payload) != modules:
             raise StreamError(f"image {number}: {len(payload)} parts for {modules} modules of shape {list(shape)}")
         for part in payload:
             _check_payload(number, codec, nbytes // modules, part)
         return shape[1:], payload[0], tuple(payload[1:])
-    if codec != "none":
+    if codec != "none" and codec not in PACKED:
         raise StreamError(f"image {number}: {codec} of shape {list(shape)} in {len(payload)} parts cannot be joined")
     found = sum(len(part) for part in payload)
     if found != nbytes:
@@ -194,7 +198,7 @@ def _split(number: int, part: Buffer, modules: int, nbytes: int) -> list[Buffer]
 def _check_payload(number: int, codec: str, nbytes: int, data: Buffer) -> None:
     """Refuse what cannot be an image of `nbytes` before anybody reserves memory or room in the file for it."""
     found = len(data)
-    if codec == "none":
+    if codec == "none" or codec in PACKED:
         if found != nbytes:
             raise StreamError(f"image {number}: {found} bytes of pixels, {nbytes} expected")
         return
@@ -261,10 +265,26 @@ def _codec(value: Any) -> str:
     return str(value)
 
 
+def _kind(dtype: Any, codec: Any) -> tuple[Any, str]:
+    """Type of the pixels and codec: what STINS calls a packed type is a way to write uint16."""
+    codec = _codec(codec)
+    if type(dtype) is not str or dtype not in PACKED:
+        return dtype, codec
+    if codec != "none":
+        raise StreamError(f"type {dtype} with compression {codec}: it is not compressed any further")
+    return "uint16", dtype
+
+
+def _packed_bytes(shape: tuple[int, ...]) -> int:
+    """Each module begins with a byte of its own."""
+    *modules, rows, columns = shape
+    return (modules[0] if modules else 1) * ((3 * rows * columns + 1) // 2)
+
+
 def _image_bytes(shape: tuple[int, ...], dtype: Any) -> int:
     itemsize = ITEMSIZE.get(dtype) if type(dtype) is str else None
     if itemsize is None:
-        raise StreamError(f"type is {_show(dtype)}, known are {', '.join(ITEMSIZE)}")
+        raise StreamError(f"type is {_show(dtype)}, known are {', '.join((*ITEMSIZE, *PACKED))}")
     nbytes = itemsize
     for n in shape:
         nbytes *= n

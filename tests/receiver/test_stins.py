@@ -241,3 +241,31 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     assert "stins" in done.stdout
+
+
+@pytest.mark.parametrize("kind", stins.PACKED)
+@pytest.mark.parametrize("shape, nbytes", [([1, 1], 2), ([1, 2], 3), ([3, 5], 23), ([2, 3, 5], 46)])
+def test_pixels_of_twelve_bits(kind, shape, nbytes):
+    """Each module of an odd number of pixels ends in half a byte that is not used."""
+    frame = stins.decode([head(shape=shape, type=kind), bytes(nbytes)])
+    assert (frame.dtype, frame.codec, frame.shape) == ("uint16", kind, tuple(shape[-2:]))
+    assert 1 + len(frame.more) == (shape[0] if len(shape) == 3 else 1)
+    for wrong in (nbytes - 1, nbytes + 1):
+        with pytest.raises(StreamError, match=f"{nbytes} expected"):
+            stins.decode([head(shape=shape, type=kind), bytes(wrong)])
+    with pytest.raises(StreamError, match="not compressed any further"):
+        stins.decode([head(shape=shape, type=kind, compression="bslz4"), bytes(nbytes)])
+
+
+def test_a_start_that_announces_twelve_bits():
+    start = stins.decode(stins.encode_start("a.h5", 1, shape=(4, 6), dtype="mono12p"))
+    assert (start.shape, start.dtype, start.codec) == ((4, 6), "uint16", "mono12p")
+    with pytest.raises(StreamError, match="not compressed any further"):
+        stins.decode(stins.encode_start("a.h5", 1, dtype="mono12p", codec="lz4"))
+
+
+def test_lz4_is_taken_up_to_what_such_an_image_can_need():
+    assert stins.decode([head(compression="lz4"), b"12345"]).codec == "lz4"
+    for size in (0, 70000):
+        with pytest.raises(StreamError, match="bytes of lz4"):
+            stins.decode([head(compression="lz4"), bytes(size)])
