@@ -284,6 +284,8 @@ cdef class Receiver:
     cdef Layout layouts[LAYOUTS]
     cdef list known  # (shape, dtype, codec) of each layout
     cdef int next_layout
+    cdef readonly Py_ssize_t nbytes
+    cdef readonly bint full
 
     def __cinit__(self):
         self.slots = <zmq_msg_t *>PyMem_Malloc(SLOTS * sizeof(zmq_msg_t))
@@ -349,6 +351,7 @@ cdef class Receiver:
         finally:
             for i in range(2 * count):
                 msg_close(&self.slots[i])
+        self.nbytes, self.full = size, not error
         if error and error != AGAIN and error != INTERRUPTED and not out:
             raise zmq.ZMQError(error)
         return out

@@ -10,6 +10,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import zmq
+
 from tangods_receiver import destination, reception
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import WriteError
@@ -172,7 +174,8 @@ class Engine:
         self._syncer = Syncer(config.name, config.fsync_interval)
         self._reception = Reception(config, self._live, wake, self._syncer.put)
         self._keeper = Keeper(config, self._reception, self._syncer, wake)
-        self._workers = [Worker(index, config, self._reception) for index in range(config.workers)]
+        self._context = None if config.context_per_worker else zmq.Context(config.io_threads)
+        self._workers = [Worker(index, config, self._reception, self._context) for index in range(config.workers)]
         self._started: list[Worker] = []
         self._http: HttpServer | None = None
 
@@ -209,6 +212,8 @@ class Engine:
         ended = self._keeper.stop(JOIN_LIMIT), self._syncer.stop(JOIN_LIMIT)
         if stuck or not all(ended):
             log.error("the storage does not answer: threads of %s are left behind", self.config.name)
+        if self._context is not None and not stuck:
+            self._context.term()
         if self._http is not None:
             self._http.stop()
             self._http = None

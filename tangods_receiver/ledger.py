@@ -47,13 +47,46 @@ class NumberSet:
         self.count += 1
         if number > self.highest:
             self.highest = number
-        room = self._room[index] - 1
+        self._take_room(index, 1)
+        return True
+
+    def add_range(self, numbers: range) -> bool:
+        """All of them, ascending; False (and nothing is added) when one was there before."""
+        pages = [*self._split(numbers)]
+        for index, at in pages:
+            page = self._pages.get(index)
+            if page is not None and any(page[at.start : at.stop : at.step]):
+                return False
+        for index, at in pages:
+            self._fill(index, at)
+        self.count += len(numbers)
+        self.highest = max(self.highest, numbers[-1])
+        return True
+
+    @staticmethod
+    def _split(numbers: range) -> Iterator[tuple[int, range]]:
+        """The places in each page."""
+        while numbers:
+            index = numbers[0] >> _BITS
+            count = -(-((index + 1 << _BITS) - numbers[0]) // numbers.step)
+            part, numbers = numbers[:count], numbers[count:]
+            yield index, range(part[0] & _MASK, (part[-1] & _MASK) + 1, part.step)
+
+    def _fill(self, index: int, at: range) -> None:
+        page = self._pages.get(index)
+        if page is None:
+            page = self._pages[index] = bytearray(_PAGE)
+            self._room[index] = _PAGE
+        page[at.start : at.stop : at.step] = _FULL[: len(at)]  # type: ignore[index]
+        self._take_room(index, len(at))
+
+    def _take_room(self, index: int, count: int) -> None:
+        room = self._room[index] - count
         if room:
             self._room[index] = room
         else:
             self._pages[index] = _FULL
             del self._room[index]
-        return True
 
     def gaps(self, upto: int) -> Ranges:
         """Ranges below `upto` that are not in the set."""
@@ -134,6 +167,14 @@ class Ledger:
         elif all(other in self._seen for other in range(frame * modules, (frame + 1) * modules)):
             self.complete += 1
         return Verdict.NEW
+
+    def see_range(self, frames: range) -> bool:
+        """Enter frames of one module that are all new, ascending; False: they are not, and nothing was entered."""
+        fits = self.modules == 1 and not self.closed and frames[0] >= 0 and frames[-1] < self._limit()
+        if not fits or not self._seen.add_range(frames):
+            return False
+        self.complete += len(frames)
+        return True
 
     def lose(self, frame: int, module: int = 0) -> None:
         """A frame that came could not be stored: it counts as missing, and a repetition as repeated."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 
-from tangods_receiver import destination
+from tangods_receiver import destination, transforms
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import DaqError, StreamError
 from tangods_receiver.ledger import total
@@ -38,6 +38,7 @@ class Reception:
 
     def __init__(self, config: ReceiverConfig, live: Live, wake: threading.Event, sync: Sync) -> None:
         self._config = config
+        self.chain = transforms.build(config.transforms, config.root)
         self._live = live
         self._wake = wake
         self._sync = sync
@@ -67,11 +68,26 @@ class Reception:
 
     # --- what the workers call ---------------------------------------------------------------------------------------
 
-    def reading(self, worker: int, busy: bool) -> None:
-        """A worker says whether it has messages in hand; a stop waits for that."""
-        self._reading[worker] = busy
-        if busy:
-            self._heard = time.monotonic()
+    def reading(self, worker: int, messages: int, nbytes: int, full: bool) -> None:
+        """A worker has messages in hand; a stop waits for that."""
+        self._reading[worker] = True
+        self._heard = time.monotonic()
+        tally = self._tallies[worker]
+        tally.batches += 1
+        tally.full += full
+        tally.received_bytes += nbytes
+
+    def idle(self, worker: int) -> None:
+        """A worker has nothing in hand any more."""
+        self._reading[worker] = False
+
+    def waited(self, worker: int, seconds: float) -> None:
+        """A worker waited for its socket."""
+        self._tallies[worker].waiting += seconds
+
+    def transformed(self, worker: int, seconds: float) -> None:
+        """A worker did the pixel work of a frame."""
+        self._tallies[worker].transforming += seconds
 
     def start(self, worker: int, start: SeriesStart) -> None:
         """A header came: end what was open, open the file."""
@@ -352,6 +368,7 @@ class Reception:
             workers=self._config.workers,
             endpoints=len(self._config.endpoints),
             previous=self._last,
+            chain=self.chain,
         )
         self._earlier = self._totals()
         self._commits.longest = 0.0
@@ -365,6 +382,8 @@ class Reception:
     def _create(self, series: Series) -> str:
         """Open the file; a sentence when that failed."""
         start = series.start
+        if series.impossible:
+            return series.impossible
         if start.series is None and start.serial is None and self._sockets > 1:
             return (
                 "the stream has neither series ids nor message numbers: its frames can only be told apart by order of "
@@ -406,16 +425,17 @@ class Reception:
         return strangers
 
     def _write(self, series: Series, worker: int, records: Sequence[Record]) -> None:
-        failure = "writing was interrupted"
+        failure, payload, begun = "writing was interrupted", 0, time.monotonic()
         try:
             with self._storage("writing to", series):
-                series.write(records)
+                payload = series.write(records)
             failure = ""
         except DaqError as exc:
             failure = str(exc)
         finally:
+            seconds = time.monotonic() - begun
             with self._changed:
-                series.wrote(records, worker, failure)
+                series.wrote(records, worker, payload, seconds, failure)
                 series.busy -= 1
                 if failure:
                     self._fail(failure)

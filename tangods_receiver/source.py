@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import zmq
 
+from tangods_receiver import compiled
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import ConfigError, StreamError
-from tangods_receiver.protocol import Frame, Message, SeriesStart, stins
+from tangods_receiver.protocol import Frame, Message, Parts, SeriesStart, stins
 from tangods_receiver.reception import Reception
 from tangods_receiver.series import frame_bytes
-from tangods_receiver.transforms import NEEDED, apply
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +28,62 @@ OVERHEAD = 1024  # bytes that libzmq and we need per message besides its payload
 DRAIN = 0.5  # s at most for what is already here when the engine stops
 START_LIMIT = 10.0  # s
 PARTS = 2048  # of one message; the rest is not kept
-DECODERS: dict[str, Callable[[list[zmq.Frame]], Message]] = {"stins": stins.decode}
+
+Decode = Callable[[Parts], Message]
+Item = Frame | list[Any]  # a frame that is decoded already, or the parts of a message
+DECODERS: dict[str, Decode] = {"stins": stins.decode}
+ITEMSIZES = {"stins": stins.ITEMSIZE}  # protocols whose plain frames the compiled receiver decodes itself
+
+
+class PythonReceiver:
+    """Takes messages from one socket, in the thread that owns it. `decode` and `itemsize` are for its compiled twin."""
+
+    def __init__(
+        self, socket: zmq.Socket[bytes], decode: Decode | None = None, itemsize: Mapping[str, int] | None = None
+    ) -> None:
+        self._recv = socket.recv
+        self.nbytes = 0  # of the messages last taken
+        self.full = False  # they were as many as may be taken at a time: there may be more
+
+    def take(self, messages: int, nbytes: int, parts: int) -> list[Item]:
+        """What is there, without waiting: at most so many messages, stopping after so many bytes; no more than `parts`
+        parts of one are kept. Pixels stay where zmq put them."""
+        taken: list[Item] = []
+        recv, size = self._recv, 0
+        self.full = True
+        try:
+            while len(taken) < messages and size < nbytes:
+                part = recv(zmq.NOBLOCK, False)
+                kept = [part]
+                while part.more:
+                    part = recv(0, False)
+                    if len(kept) < parts:
+                        kept.append(part)
+                    size += len(part)
+                taken.append(kept)
+        except zmq.Again:
+            self.full = False
+        self.nbytes = size
+        return taken
+
+
+_hotpath = compiled.module("_hotpath")
+Receiver: type[PythonReceiver] = PythonReceiver if _hotpath is None else _hotpath.Receiver
 
 
 class Worker:
-    """`start` returns when the socket is there (ConfigError: it could not be made); `stop` and `join` end it."""
+    """`start` returns when the socket is there (ConfigError: it could not be made); `stop` and `join` end it.
 
-    def __init__(self, index: int, config: ReceiverConfig, reception: Reception) -> None:
+    `context` one that all workers share; None: its own."""
+
+    def __init__(
+        self, index: int, config: ReceiverConfig, reception: Reception, context: zmq.Context[Any] | None = None
+    ) -> None:
         self._index = index
         self._config = config
         self._reception = reception
+        self._chain = reception.chain
+        self._context = context
         self._decode = DECODERS[config.protocol]
         self._halt = threading.Event()
         self._ready = threading.Event()
@@ -60,7 +108,7 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            with zmq.Context(self._config.io_threads) as context, context.socket(zmq.PULL) as socket:
+            with self._own_context() as context, context.socket(zmq.PULL) as socket:
                 self._connect(socket)
                 self._ready.set()
                 self._loop(socket)
@@ -68,6 +116,14 @@ class Worker:
             self._failure = exc
         finally:
             self._ready.set()
+
+    @contextmanager
+    def _own_context(self) -> Iterator[zmq.Context[Any]]:
+        if self._context is not None:
+            yield self._context
+        else:
+            with zmq.Context(self._config.io_threads) as context:
+                yield context
 
     def _connect(self, socket: zmq.Socket[bytes]) -> None:
         socket.linger = 0
@@ -81,61 +137,49 @@ class Worker:
             socket.connect(endpoint)
 
     def _loop(self, socket: zmq.Socket[bytes]) -> None:
-        poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN)
+        receiver = Receiver(socket, self._decode, ITEMSIZES.get(self._config.protocol))
         drained_by = 0.0
         while True:
             try:
-                messages = self._receive(socket)
-                if messages:
-                    self._reception.reading(self._index, True)
-                    self._handle(socket, messages)
+                items = receiver.take(BATCH, BATCH_BYTES, PARTS)
+                if items:
+                    self._reception.reading(self._index, len(items), receiver.nbytes, receiver.full)
+                    self._handle(socket, items)
                 if self._halt.is_set():
                     drained_by = drained_by or time.monotonic() + DRAIN
-                    if not poller.poll(0) or time.monotonic() > drained_by:
+                    if not socket.poll(0) or time.monotonic() > drained_by:
                         return
-                elif not messages:
-                    self._reception.reading(self._index, False)
-                    poller.poll(WAKE)
+                elif not items:
+                    begun = time.monotonic()
+                    self._reception.idle(self._index)
+                    socket.poll(WAKE)
+                    self._reception.waited(self._index, time.monotonic() - begun)
             except Exception as exc:  # the outermost loop: it becomes the state, and the socket is emptied on
                 log.exception("worker %d", self._index)
                 self._reception.fail(exc)
                 self._halt.wait(0.01)
 
-    def _receive(self, socket: zmq.Socket[bytes]) -> list[list[zmq.Frame]]:
-        """What is there, up to a batch, without waiting. Header parts are small, pixels stay where zmq put them."""
-        messages: list[list[zmq.Frame]] = []
-        recv, size = socket.recv, 0
-        try:
-            while len(messages) < BATCH and size < BATCH_BYTES:
-                part = recv(zmq.NOBLOCK, False)
-                parts = [part]
-                while part.more:
-                    part = recv(0, False)
-                    if len(parts) < PARTS:
-                        parts.append(part)
-                    size += len(part)
-                messages.append(parts)
-        except zmq.Again:
-            pass
-        return messages
-
-    def _handle(self, socket: zmq.Socket[bytes], messages: list[list[zmq.Frame]]) -> None:
+    def _handle(self, socket: zmq.Socket[bytes], items: Sequence[Item]) -> None:
         """In the order in which they came; frames that follow each other are taken together."""
-        reception, index = self._reception, self._index
+        reception, index, untouched = self._reception, self._index, self._chain.untouched
         frames: list[Frame] = []
         refused: list[StreamError] = []
-        for parts in messages:
+        size = 0  # of what was made of the frames
+        for item in items:
             try:
-                message = self._decode(parts)
+                message = item if type(item) is Frame else self._decode(item)
                 if type(message) is Frame:
-                    frames.append(apply(message) if message.codec in NEEDED else message)
-                    continue
+                    if message.codec not in untouched:
+                        message = self._worked(message)
+                        size += len(message.data) * (1 + len(message.more))
+                    frames.append(message)
+                    if size < BATCH_BYTES:
+                        continue
             except StreamError as exc:
                 refused.append(exc)
                 continue
             reception.frames(index, frames)
-            frames = []
+            frames, size = [], 0
             if isinstance(message, SeriesStart):
                 self._lower_hwm(socket, frame_bytes(message))
                 reception.start(index, message)
@@ -145,6 +189,13 @@ class Worker:
         self._lower_hwm(socket, reception.frame_bytes)
         if refused:
             reception.malformed(index, len(refused), refused[0])
+
+    def _worked(self, frame: Frame) -> Frame:
+        begun = time.monotonic()
+        try:
+            return self._chain.apply(frame)
+        finally:
+            self._reception.transformed(self._index, time.monotonic() - begun)
 
     def _fitting(self, size: int) -> int:
         """Messages of `size` bytes that fit into `hwm_bytes`."""

@@ -40,6 +40,11 @@ class Chain:
         as_they_are = {"none", "bslz4"} if target is None else {target} - {"lz4"}
         self.untouched: frozenset[str] = frozenset() if steps else frozenset(as_they_are)
 
+    @property
+    def is_empty(self) -> bool:
+        """No work is configured: frames are stored as they come, where HDF5 can do that."""
+        return not self._steps and self._target is None
+
     def stored(self, shape: Shape, dtype: str, codec: str) -> tuple[Shape, str, str]:
         """Shape, type and codec in the file of what arrives so; StreamError when that cannot work."""
         codec, dtype = codecs.stored_as(codec, dtype)
