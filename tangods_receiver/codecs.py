@@ -156,6 +156,10 @@ def _walk_blocks(view: memoryview, pixels: int, itemsize: int, block: int) -> No
     blocks = pixels // block + (1 if rest >= 8 else 0)
     if 5 * blocks > end:
         raise StreamError(f"bslz4: {end} bytes cannot hold {blocks} blocks")
+    if kernels.pixels is not None:
+        if kernels.pixels.walk(view, blocks, rest % 8 * itemsize):
+            raise StreamError(f"bslz4: the {blocks} blocks do not fill the {end} bytes of data")
+        return
     for index in range(blocks):
         if at + 4 > end:
             raise StreamError(f"bslz4: ends before block {index} of {blocks}")
