@@ -306,6 +306,17 @@ def test_other_dataset_paths(tmp_path: Path, dataset: str) -> None:
         assert h5[dataset].ndim == 4
 
 
+def test_a_master_file_joins_whole_images_like_any_others(tmp_path: Path) -> None:
+    parts = [written(tmp_path / f"{n}.h5", 3, MODULES, **WHERE) for n in range(2)]
+    with h5py.File(tmp_path / "m.h5", "w", libver="earliest") as h5:
+        joined = h5py.VirtualLayout((6, 10, 18), "u2")
+        for n, part in enumerate(parts):
+            joined[n::2] = h5py.VirtualSource(part.name, IMAGE, (3, 10, 18))
+        h5.create_virtual_dataset("images", joined)
+    with h5py.File(tmp_path / "m.h5") as h5:
+        np.testing.assert_array_equal(h5["images"][()], [whole(frame // 2) for frame in range(6)])
+
+
 @pytest.mark.parametrize(
     "metadata, said",
     [
