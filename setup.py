@@ -66,6 +66,7 @@ setup(
         "numpy",
         "orjson",
         "pillow",
+        "prometheus_client",  # the text formats of /metrics
         "pydantic>=2",
         "pytango==10.3.1",
         "pytango-db==0.9.0",  # the demo's database

@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -93,8 +93,10 @@ def open_receiver(address: str) -> Receiver:
 
 def snapshot_from(values: Mapping[str, Any]) -> Snapshot:
     """From the JSON object that a receiver gives; keys of a newer version are left out."""
-    known = {f.name for f in fields(Snapshot)}
-    return Snapshot(**{key: value for key, value in values.items() if key in known})
+    try:
+        return Snapshot.from_dict(values)
+    except TypeError as exc:
+        raise ReceiverError(f"the receiver's state makes no sense: {exc}; is this the address of a receiver?") from exc
 
 
 class TangoReceiver(Receiver):

@@ -21,6 +21,8 @@ from tangods_receiver.remote import RemoteEngine
 
 log = logging.getLogger(__name__)
 
+MAX_WORKERS = 64
+MAX_LOSSES = 32  # kinds; there are fewer
 LOOK = 0.05  # s between two looks at the engine for events
 MAX_SIDE = 32768  # rows and columns of LastImage
 CLOSE_LIMIT = 2.0  # s that Init and Kill wait for the file; closing goes on after that
@@ -42,6 +44,12 @@ PROPERTIES = {
     "StallTimeout": "stall_timeout",
     "CommitInterval": "commit_interval",
     "AllowOverwrite": "allow_overwrite",
+    "Transforms": "transforms",
+    "Parts": "parts",
+    "FramesPerFile": "frames_per_file",
+    "FsyncInterval": "fsync_interval",
+    "PayloadCrc": "payload_crc",
+    "ContextPerWorker": "context_per_worker",
 }
 
 
@@ -61,6 +69,20 @@ class Shown(attribute):
 
 def _count(get: Callable[[stats.Snapshot], int], label: str, doc: str, **more: Any) -> Shown:
     return Shown(get, int, label, doc, format="%d", **more)
+
+
+def _seconds(get: Callable[[stats.Snapshot], float], label: str, doc: str) -> Shown:
+    return Shown(get, float, label, doc, unit="s", format="%.3f")
+
+
+def _per_worker(get: Callable[[stats.WorkerStats], Any], dtype: Any, label: str, doc: str, **more: Any) -> Shown:
+    """A spectrum with one value for each worker; empty while the engine cannot be asked."""
+    return Shown(lambda s: [get(w) for w in s.workers], (dtype,), label, doc, max_dim_x=MAX_WORKERS, **more)
+
+
+def _share(get: Callable[[stats.Shares], float], label: str, doc: str) -> Shown:
+    more = {"unit": "%", "format": "%.0f"}
+    return _per_worker(lambda w: round(100.0 * get(w.now)), float, label, f"{doc} Of each worker.", **more)
 
 
 class StreamReceiver(Device):
@@ -115,6 +137,35 @@ class StreamReceiver(Device):
         default_value=DEFAULT["allow_overwrite"],
         doc="True: a Detector whose OverwritePolicy is OVERWRITE may have existing files below Root replaced.",
     )
+    Transforms = device_property(
+        dtype=(str,),
+        default_value=[],
+        doc="Work on the pixels before they are written, one step per line, in this order: a name such as bslz4 or "
+        "flip, or in YAML a name and what it needs, such as rotate: 90. A wrong step is refused with a list of what "
+        "there is. Empty: frames are written as they come.",
+    )
+    Parts: int = device_property(
+        default_value=DEFAULT["parts"],
+        doc="Files over which the frames of a series are spread, joined by a master file; more than 1 where one file "
+        "cannot be written fast enough by several workers.",
+    )
+    FramesPerFile: int = device_property(
+        default_value=DEFAULT["frames_per_file"],
+        doc="A new file is begun each so many frames, joined by a master file; 0: all frames in one.",
+    )
+    FsyncInterval: float = device_property(
+        default_value=DEFAULT["fsync_interval"],
+        doc="Seconds between two times that what was written is put on the disk while the series runs, so that a power "
+        "loss takes no more; 0: only after the series has ended.",
+    )
+    PayloadCrc: bool = device_property(
+        default_value=DEFAULT["payload_crc"],
+        doc="True: each frame is written with a checksum of its pixels, by which recovery finds damaged ones.",
+    )
+    ContextPerWorker: bool = device_property(
+        default_value=DEFAULT["context_per_worker"],
+        doc="True: each worker has IoThreads ZeroMQ threads of its own, which is faster; False: all share them.",
+    )
 
     SeriesOpened = _count(lambda s: s.opened, "Series opened", "Id of the last series whose file was opened; 0: none.")
     SeriesClosed = _count(lambda s: s.closed, "Series closed", "Id of the last series whose file was closed; 0: none.")
@@ -161,6 +212,61 @@ class StreamReceiver(Device):
         "Image data written over the last second; 1 MB is 1 000 000 bytes.",
         unit="MB/s",
         format="%.1f",
+    )
+    FramesPerWorker = _per_worker(
+        lambda w: w.received, int, "Frames per worker", "Frames that each worker has received since the engine began."
+    )
+    RatePerWorker = _per_worker(
+        lambda w: w.rate,
+        float,
+        "Rate per worker",
+        "Frames per second that each worker received over the last second.",
+        unit="Hz",
+        format="%.1f",
+    )
+    BatchSize = _per_worker(
+        lambda w: w.batch_size,
+        float,
+        "Batch size",
+        "Frames that each worker takes from its socket at a time, mean over the last second. It grows with the load.",
+        format="%.1f",
+    )
+    Backlog = _per_worker(
+        lambda w: w.behind,
+        float,
+        "Backlog",
+        "Time since each worker last found its socket empty; 0: just now. When it keeps growing the stream is faster "
+        "than this worker, and the sender will have to wait.",
+        unit="s",
+        format="%.2f",
+    )
+    WaitingShare = _share(
+        lambda shares: shares.waiting, "Waiting", "Share of the last second spent waiting for the socket."
+    )
+    TransformShare = _share(
+        lambda shares: shares.transforming, "Transforms", "Share of the last second spent on the pixels (Transforms)."
+    )
+    WritingShare = _share(
+        lambda shares: shares.writing, "Writing", "Share of the last second spent in calls that write to the file."
+    )
+    CommitTime = _seconds(
+        lambda s: s.commit_time, "Commit time", "Time that the last update of the file's index took (CommitInterval)."
+    )
+    LongestCommit = _seconds(
+        lambda s: s.longest_commit, "Longest commit", "Longest update of the index in the present or last series."
+    )
+    SyncTime = _seconds(lambda s: s.sync_time, "Sync time", "Time that it took to put the last file on the disk.")
+    Losses = Shown(
+        lambda s: [f"{loss.kind} {loss.count}: {loss.sentence}" for loss in s.lost],
+        (str,),
+        "Losses",
+        "What went wrong in the present or last series: a line for each kind, how often, and the first case in words.",
+        max_dim_x=MAX_LOSSES,
+    )
+    nFramesDurable = _count(
+        lambda s: s.durable_frames,
+        "Frames durable",
+        "Frames of the present or last series that have reached the disk and survive a power loss (FsyncInterval).",
     )
     Durable = Shown(
         lambda s: s.durable, bool, "Durable", "True when the last closed file has reached the disk (fdatasync)."
@@ -277,9 +383,10 @@ class StreamReceiver(Device):
             engine = RemoteEngine(self.Address.strip()) if self.Address.strip() else Engine(self._config())
             engine.__enter__()
         except (DaqError, ValueError) as exc:  # ValueError: a property that is not the number it should be
-            log.error("not started: %s", exc)
+            reason = in_property_names(str(exc))
+            log.error("not started: %s", reason)
             self._now = stats.Snapshot(
-                state="error", error=f"{exc}. Correct the properties, then give the command Reset"
+                state="error", error=f"{reason}. Correct the properties, then give the command Reset"
             )
             self._show()
             engine = None
@@ -297,10 +404,7 @@ class StreamReceiver(Device):
         values["name"] = values["name"] or self.get_name()
         values["http"] = "" if values["http"].lower() == "none" else values["http"]
         present = {key: value for key, value in values.items() if key not in ("root", "endpoints") or value}
-        try:
-            return config.make(present, "properties")
-        except ConfigError as exc:
-            raise ConfigError(in_property_names(str(exc))) from exc
+        return config.make(present, "properties")
 
     def _close(self) -> None:
         """Bounded: what storage does not take in `CLOSE_LIMIT` goes on in a thread that the process waits for."""
@@ -393,7 +497,7 @@ def stripped(value: Any) -> Any:
 def in_property_names(text: str) -> str:
     """The configuration's mistakes with the names that the operator knows: `end_timeout: ..` -> `EndTimeout: ..`."""
     names = {key: name for name, key in PROPERTIES.items()}
-    return re.sub(r"(?<=[;:] )(\w+)(?=[.:])", lambda found: names.get(found[1], found[1]), text)
+    return re.sub(r"(?:^|(?<=[;:] ))(\w+)(?=[.:])", lambda found: names.get(found[1], found[1]), text)
 
 
 def file_to_check(arguments: list[str]) -> tuple[str, int, bool]:

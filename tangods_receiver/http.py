@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import uvicorn
-from fastapi import Body, FastAPI, Query, Request
+from fastapi import Body, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from PIL import Image
@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from tangods_receiver import __version__
 from tangods_receiver.errors import ConfigError, DaqError
+from tangods_receiver.metrics import Exposition
 from tangods_receiver.stats import Snapshot
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Receiver(Protocol):
 def create_app(engine: Receiver) -> FastAPI:
     """The routes. They are plain functions, which FastAPI runs in threads: none can hold up the event loop."""
     turns = threading.BoundedSemaphore(PICTURES)
+    exposition = Exposition(engine.snapshot)
     app = FastAPI(title="StreamReceiver", version=__version__, docs_url=None, redoc_url=None)
 
     @app.get("/status")
@@ -102,8 +104,9 @@ def create_app(engine: Receiver) -> FastAPI:
         return Response(encode(picture.array), media_type=media, headers=headers)
 
     @app.get("/metrics")
-    def metrics() -> Response:
-        return Response(encode_metrics(engine.snapshot()), media_type="text/plain; version=0.0.4")
+    def metrics(accept: str = Header("")) -> Response:
+        text, media = exposition.encode(accept)
+        return Response(text, media_type=media)
 
     @app.exception_handler(RequestValidationError)
     def not_valid(request: Request, exc: Exception) -> Response:
@@ -158,26 +161,6 @@ def _grey(array: np.ndarray) -> np.ndarray:
     low, high = float(sample.min()), float(np.percentile(sample, 99.9))
     scaled = (np.where(valid, array, low).astype(np.float32) - low) * (255.0 / max(high - low, 1.0))
     return np.clip(scaled, 0, 255).astype(np.uint8)
-
-
-def encode_metrics(snapshot: Snapshot) -> str:
-    """Prometheus' text format: counters of the present series and gauges of the receiver."""
-    lines = []
-    for name in ("received", "written", "missing", "repeated", "foreign", "rejected", "discarded"):
-        lines += _metric(f"frames_{name}", f"Frames {name} in the present or last series", getattr(snapshot, name))
-    lines += _metric("bytes_written", "Bytes of pixels written in the present or last series", snapshot.bytes)
-    lines += _metric("series_opened", "Id of the last series opened", snapshot.opened)
-    lines += _metric("series_closed", "Id of the last series closed", snapshot.closed)
-    lines += _metric("frame_rate_hertz", "Frames per second over the last second", snapshot.rate)
-    lines += _metric("throughput_bytes_per_second", "Bytes per second over the last second", snapshot.throughput)
-    for state in ("idle", "running", "error"):
-        lines += _metric("state", "1 for the state it is in", int(snapshot.state == state), f'{{state="{state}"}}')
-    return "\n".join(dict.fromkeys(lines)) + "\n"  # the comment of `state` once
-
-
-def _metric(name: str, text: str, value: float, labels: str = "") -> list[str]:
-    name = f"stream_receiver_{name}"
-    return [f"# HELP {name} {text}", f"# TYPE {name} gauge", f"{name}{labels} {value}"]
 
 
 class HttpServer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -15,7 +14,6 @@ from tangods_receiver.live import LastFrame
 from tangods_receiver.stats import Snapshot
 
 LIMIT = httpx.Timeout(2.0, connect=1.0)  # s; below Tango's 3 s
-KNOWN = {f.name for f in fields(Snapshot)}
 
 
 class RemoteEngine:
@@ -40,7 +38,10 @@ class RemoteEngine:
 
     def snapshot(self) -> Snapshot:
         values = self._json("GET", "/status")
-        return Snapshot(**{key: value for key, value in values.items() if key in KNOWN})
+        try:
+            return Snapshot.from_dict(values)
+        except TypeError as exc:
+            raise HardwareError(f"{self.address}/status: {exc}; is this the address of a receiver?") from exc
 
     def stop(self, series: int | None = None) -> None:
         self._json("POST", "/stop", json={} if series is None else {"series": series})

@@ -131,8 +131,7 @@ def test_a_series_is_written_and_everything_is_shown(device, sender, tmp_path):
     assert values["nFramesExpected"] == values["nFramesReceived"] == values["nFramesWritten"] == 10
     for name in ("Missing", "Repeated", "Foreign", "Rejected", "Discarded"):
         assert values[f"nFrames{name}"] == 0
-    snapshot = json.loads(device.Snapshot)
-    assert Snapshot(**snapshot).closed == 41
+    assert Snapshot.from_dict(json.loads(device.Snapshot)).closed == 41
     assert device.LastError == ""
     wait_for(lambda: device.Durable)
     with h5py.File(path) as file:
@@ -266,12 +265,15 @@ def test_everything_is_documented(device):
     assert device.get_attribute_config("Throughput").unit == "MB/s"
     assert device.get_attribute_config("FrameRate").unit == "Hz"
     assert device.get_attribute_config("nFramesMissing").alarms.max_warning == "1"
+    units = {"WaitingShare": "%", "RatePerWorker": "Hz", "Backlog": "s", "CommitTime": "s", "SyncTime": "s"}
+    assert {name: device.get_attribute_config(name).unit for name in units} == units
     klass = device.info().dev_class
     wizard = list(tango.DeviceProxy(device.adm_name()).QueryWizardDevProperty(klass))
     defaults = dict(zip(wizard[0::3], wizard[2::3], strict=True))
     assert set(defaults) == {
         *("Address", "Name", "Protocol", "Endpoints", "Workers", "IoThreads", "Root", "Dataset", "Http"),
-        *("HwmBytes", "EndTimeout", "StallTimeout", "CommitInterval", "AllowOverwrite"),
+        *("HwmBytes", "EndTimeout", "StallTimeout", "CommitInterval", "AllowOverwrite", "Transforms", "Parts"),
+        *("FramesPerFile", "FsyncInterval", "PayloadCrc", "ContextPerWorker"),
     }
     assert "None" not in defaults.values()
     assert (defaults["Workers"], defaults["Dataset"]) == ("1", DATASET)
@@ -289,6 +291,8 @@ def test_everything_is_documented(device):
         ({"Workers": "two"}, ["Workers", "two"]),
         ({"Protocol": "smoke"}, ["Protocol: 'smoke' is not known"]),
         ({"Http": "8000"}, ["Http: '8000'"]),
+        ({"Parts": 0, "FsyncInterval": -1.0}, ["Parts", "FsyncInterval"]),
+        ({"Transforms": ["sharpen"]}, ["Transforms: step 1, 'sharpen'", "bslz4"]),
         ({"Http": "192.0.2.1:0"}, ["192.0.2.1:0"]),
         ({"Address": "nowhere"}, ["Address: 'nowhere' is not like http://host:8000"]),
     ],
@@ -333,8 +337,40 @@ def test_no_http(properties, http):
 def test_http_of_the_engine(device, sender):
     address = device.HttpAddress
     assert address.startswith("http://127.0.0.1:")
-    status = httpx.get(f"{address}/status").json()
-    assert status == json.loads(device.Snapshot)
+    status, shown = httpx.get(f"{address}/status").json(), json.loads(device.Snapshot)
+    assert status.keys() == shown.keys()
+    for values in (status, shown):
+        for worker in values.pop("workers"):  # their clock runs on
+            assert worker["index"] == 0
+    assert status == shown
+    assert "stream_receiver_received_frames_total" in httpx.get(f"{address}/metrics").text
+
+
+def test_what_each_worker_does(properties, sender, tmp_path):
+    with DeviceTestContext(StreamReceiver, process=True, properties={**properties, "Workers": 2}) as device:
+        assert list(device.FramesPerWorker) == [0, 0]
+        for series in (1, 2):
+            send(sender, series, tmp_path / f"{series}.h5", {0, 1, 3}, nframes=4)
+            wait_closed(device, series)
+        assert sum(device.FramesPerWorker) == 6, "since the engine began"
+        wait_for(lambda: any(share > 50 for share in device.WaitingShare))
+        for name in ("RatePerWorker", "BatchSize", "Backlog", "WaitingShare", "TransformShare", "WritingShare"):
+            values = device.read_attribute(name).value
+            assert len(values) == 2 and all(value >= 0 for value in values), name
+        assert all(share <= 100 for share in [*device.WaitingShare, *device.TransformShare, *device.WritingShare])
+        assert device.Losses == ("missing 1: 1 of 4 frames missing: 2",)
+        wait_for(lambda: device.SyncTime > 0)
+
+
+def test_every_property_of_the_configuration(properties, sender, tmp_path):
+    given = {"Transforms": ["rotate: 90", "bslz4"], "FsyncInterval": 0.1, "PayloadCrc": True, "ContextPerWorker": False}
+    with DeviceTestContext(StreamReceiver, process=True, properties={**properties, **given}) as device:
+        send(sender, 1, tmp_path / "a.h5", range(5))
+        wait_closed(device, 1)
+        assert device.State() == DevState.ON, device.Status()
+        wait_for(lambda: device.nFramesDurable == 5)
+    with h5py.File(tmp_path / "a.h5") as file:
+        np.testing.assert_array_equal(file[DATASET], [np.rot90(image(k)) for k in range(5)])
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

@@ -2,22 +2,26 @@
 
 import contextlib
 import io
+import json
 import math
+import re
 import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from tangods_receiver.errors import ConfigError, StreamError
 from tangods_receiver.http import HttpServer, encode_png
-from tangods_receiver.stats import Snapshot
+from tangods_receiver.metrics import COUNTERS
+from tangods_receiver.stats import Loss, Shares, Snapshot, WorkerStats
 from tests.waiting import wait_for
 
 
@@ -169,13 +173,115 @@ def test_any_image_can_be_shown(array):
     assert grey.size == array.size
 
 
-def test_metrics_are_prometheus_text(client):
+def metrics(client, **headers) -> dict[tuple[str, ...], float]:
+    """(name, label values in the order of their names) -> value."""
+    reply = client.get("/metrics", headers=headers)
+    assert reply.headers["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(reply.text)
+    samples = [sample for family in families for sample in family.samples]
+    found = {(s.name, *(s.labels[key] for key in sorted(s.labels))): s.value for s in samples}
+    assert len(found) == len(samples)
+    return found
+
+
+def test_metrics_of_the_series_and_of_each_worker(client, engine):
+    engine.now = replace(
+        engine.now,
+        workers=(
+            WorkerStats(0, received=70, written=60, repeated=10, bytes=600, waiting=3.5, now=Shares(0.5), behind=1.5),
+            WorkerStats(1, received=7, written=7, batches=3, full=2, batch_size=2.5),
+        ),
+        lost=(Loss("late", 4, "image 3 came after the end"),),
+        missing_total=5,
+        commits=20,
+        commit_seconds=0.5,
+        commit_time=0.02,
+        longest_commit=0.04,
+    )
+    now = metrics(client)
+    assert now["stream_receiver_frames_received",] == 12
+    assert now["stream_receiver_state", "running"] == 1
+    assert now["stream_receiver_state", "idle"] == now["stream_receiver_state", "error"] == 0
+    assert now["stream_receiver_received_frames_total", "0"] == 70
+    assert now["stream_receiver_written_frames_total", "1"] == 7
+    assert now["stream_receiver_written_bytes_total", "0"] == 600
+    assert now["stream_receiver_unwritten_frames_total", "repeated", "0"] == 10
+    assert now["stream_receiver_missing_frames_total",] == 5
+    assert now["stream_receiver_worker_seconds_total", "waiting", "0"] == 3.5
+    assert now["stream_receiver_time_share", "waiting", "0"] == 0.5
+    assert now["stream_receiver_behind_seconds", "0"] == 1.5
+    assert now["stream_receiver_batches_total", "1"] == 3 and now["stream_receiver_full_batches_total", "1"] == 2
+    assert now["stream_receiver_batch_size_frames", "1"] == 2.5
+    assert (now["stream_receiver_commit_seconds_count",], now["stream_receiver_commit_seconds_sum",]) == (20, 0.5)
+    assert now["stream_receiver_last_commit_seconds",] == 0.02
+    assert now["stream_receiver_longest_commit_seconds",] == 0.04
+    assert now["stream_receiver_anomalies", "late"] == 4
+    assert math.isnan(now["stream_receiver_frames_expected",])
+    assert now["process_resident_memory_bytes",] > 1e6
+
+
+def test_every_metric_is_explained_and_counters_look_like_counters(client, engine):
     text = client.get("/metrics").text
-    assert "stream_receiver_frames_received 12\n" in text
-    assert 'stream_receiver_state{state="running"} 1\n' in text
-    assert text.count("# TYPE stream_receiver_state gauge") == 1
-    names = [line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")]
-    assert len(names) == len(set(names)) + 2  # three states
+    families = [family for family in text_string_to_metric_families(text) if family.name.startswith("stream_receiver")]
+    assert len(families) > 25
+    for family in families:
+        assert family.type in ("counter", "gauge", "summary") and len(family.documentation) > 10, family.name
+        assert text.count(f"# TYPE {family.name}") >= 1
+    counters = {family.name for family in families if family.type == "counter"}
+    assert {f"stream_receiver_{name}" for name, *_ in COUNTERS} <= counters
+
+
+def test_one_snapshot_for_each_scrape(client, engine, monkeypatch):
+    asked = []
+    monkeypatch.setattr(engine, "snapshot", lambda: asked.append(1) or engine.now)
+    with HttpServer(engine, "127.0.0.1:0") as server:
+        asked.clear()
+        httpx.get(f"http://127.0.0.1:{server.port}/metrics")
+    assert len(asked) == 1
+
+
+def test_openmetrics_for_who_asks_for_it(client):
+    reply = client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert reply.headers["content-type"].startswith("application/openmetrics-text")
+    assert reply.text.endswith("# EOF\n")
+
+
+# --- the dashboard ---------------------------------------------------------------------------------------------------
+
+DASHBOARD = json.loads((Path(__file__).parents[2] / "resources/grafana.json").read_text())
+
+
+def test_the_dashboard_asks_only_for_metrics_that_exist(client, engine):
+    engine.now = replace(engine.now, workers=(WorkerStats(0),), lost=(Loss("late", 1, "x"),))
+    exist = {name for name, *_ in metrics(client)}
+    asked = set()
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            asked |= set(re.findall(r"\b(?:stream_receiver|process)_\w+", target["expr"]))
+    assert asked <= exist
+    assert {f"stream_receiver_{name}_total" for name in ("received_frames", "written_bytes", "missing_frames")} <= asked
+
+
+def test_the_dashboard_can_be_imported():
+    """Into any Grafana: no data source of ours is named, every panel has its place and its own number."""
+    assert DASHBOARD["title"] and DASHBOARD["schemaVersion"] >= 36 and DASHBOARD["id"] is None
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
+    for variable in variables.values():
+        assert variable.get("datasource", {"uid": "${datasource}"})["uid"] == "${datasource}"
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) > 6
+    taken = set()
+    for panel in panels:
+        assert panel["title"] and panel["type"] in ("timeseries", "stat", "state-timeline")
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        for target in panel["targets"]:
+            assert target["datasource"] == panel["datasource"] and target["refId"]
+            assert "$instance" in target["expr"]
+        place = panel["gridPos"]
+        cells = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
+        assert not cells & taken and place["x"] + place["w"] <= 24
+        taken |= cells
 
 
 def test_a_slow_answer_holds_nobody_up(engine, client):
