@@ -23,7 +23,7 @@ def _compile(name: str, packages: list[str]) -> Path:
         return target
     target.parent.mkdir(exist_ok=True)
     compiler = shlex.split(os.environ.get("CC", "gcc"))
-    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra"]
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread"]
     try:
         found = subprocess.run(
             ["pkg-config", "--cflags", "--libs", *packages], check=True, text=True, capture_output=True

@@ -1,10 +1,21 @@
-/* STINS frame generator: binds a PUSH socket and sends whole series as fast as the receiver takes them.
+/* Frame generator: binds one or several PUSH sockets and sends whole series, as fast as the receivers take them or at a
+ * given rate, as STINS or as Dectris stream V1.
  *
- * Lines on stdout: "endpoint ADDRESS", "pool K", then per series "first T" (CLOCK_MONOTONIC, first frame) and
- * "sent FRAMES SECONDS". Frame k carries picture k % K; pixel j of picture b is (31 * j + b) mod 65536, uint16.
- * The pictures are sent without a copy. Ends with status 3 when nobody takes a message for the time limit. */
+ * Lines on stdout: "endpoint ADDRESS[,ADDRESS...]", "pool K", then per series "first T" (CLOCK_MONOTONIC, first frame)
+ * and "sent FRAMES SECONDS". Ends with status 3 when nobody takes a message for the time limit.
+ *
+ * Pixel j of picture b is (31 * j + b) mod 65536, uint16; with -z R only the first of R parts of each block are noise and
+ * the rest is 0; with -P all pictures are the content of a file. Over that, every frame carries a tag of 16 bytes: u64
+ * frame, u32 series, u32 picture, little endian; at the start, or where -T says. The pictures are sent without a copy: one
+ * that ZeroMQ still holds is not changed, the sender waits until one is free.
+ *
+ * Several senders (-k, or several endpoints) share each series: frame f is sent by sender f mod k, start and end message
+ * by the first; the message numbers run over all. */
 
 #include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,22 +24,54 @@
 #include <unistd.h>
 #include <zmq.h>
 
-#define POOL_BYTES (64L << 20)
+#define POOL_BYTES (64L << 20) /* of all senders together */
 #define POOL_MIN 7
 #define POOL_MAX 997
+#define SENDERS_MAX 64
+#define BLOCK 4096 /* pixels; bitshuffle's block of uint16 */
+#define ROUGH 100e-6 /* s; a shorter time is not slept away */
 
 static const char *usage =
-    "usage: generator [-e endpoint] [-r rows] [-c columns] [-n frames] [-s series] [-i first id] [-f filename]\n"
-    "                 [-q queue, messages] [-d delay after the start message, s] [-t time limit, s]\n"
+    "usage: generator [-e endpoint[,endpoint...]] [-k senders] [-p stins|dectris1] [-r rows] [-c columns] [-n frames]\n"
+    "                 [-s series] [-i first id] [-f filename] [-R frames/s] [-z ratio] [-P payload file] [-C compression]\n"
+    "                 [-T offset of the tag] [-q queue, messages] [-o I/O threads] [-d delay after the start message, s]\n"
+    "                 [-t time limit, s]\n"
     "\"%ld\" in the filename becomes the series id; \"\" means that nothing is written\n";
 
-static void *socket_;
-static long msg_number, limit_ms = 30000;
+struct tag {
+    uint64_t frame;
+    uint32_t series, picture;
+};
+
+struct buffer {
+    sem_t *credit; /* posted when ZeroMQ has let go of the picture */
+    atomic_bool held;
+    uint32_t number;
+    unsigned char *data;
+};
+
+struct sender {
+    void *socket;
+    char endpoint[256];
+    struct buffer *pool;
+    long count, next;
+    sem_t credit;
+    long first; /* of its frames in each series */
+    pthread_t thread;
+};
+
+/* what all senders share; only `serial` changes, between series */
+static struct {
+    const char *protocol, *filename, *compression;
+    long rows, columns, frames, queue, limit_ms, senders, serial, id;
+    size_t size, tag_at;
+    double rate, ratio, delay, start;
+} job = {"stins", "", "none", 250, 400, 1000, 100, 30000, 1, 0, 1, 0, 0, 0, 0, 0.3, 0};
 
 static void die(const char *what)
 {
     fprintf(stderr, "generator: %s: %s\n", what, zmq_strerror(errno));
-    exit(errno == EAGAIN ? 3 : 1);
+    exit(errno == EAGAIN || errno == ETIMEDOUT ? 3 : 1);
 }
 
 static double now(void)
@@ -44,123 +87,316 @@ static void pause_for(double seconds)
     nanosleep(&t, NULL);
 }
 
-static void keep(void *data, void *hint)
+static void keep_pace(long frame)
 {
-    (void)data; /* the pictures live until the program ends */
-    (void)hint;
+    double early = job.rate > 0 ? job.start + (double)frame / job.rate - now() : 0;
+    if (early > ROUGH)
+        pause_for(early);
 }
 
-static void send_text(const char *text, int flags)
+/* --- pictures ---------------------------------------------------------------------------------------------------- */
+
+/* Called by ZeroMQ's I/O thread when it has sent the picture. */
+static void let_go(void *data, void *hint)
 {
-    if (zmq_send(socket_, text, strlen(text), flags) < 0)
-        die("nobody takes the stream");
+    struct buffer *buffer = hint;
+    (void)data;
+    atomic_store_explicit(&buffer->held, 0, memory_order_release);
+    sem_post(buffer->credit);
 }
 
-static void send_picture(uint16_t *picture, size_t size)
+/* The next picture that ZeroMQ does not hold. They come back in order, but for those of different connections. */
+static struct buffer *take(struct sender *s)
 {
-    zmq_msg_t msg;
-    if (zmq_msg_init_data(&msg, picture, size, keep, NULL) || zmq_msg_send(&msg, socket_, 0) < 0)
-        die("nobody takes the stream");
+    if (sem_trywait(&s->credit)) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += 1 + job.limit_ms / 1000;
+        while (sem_timedwait(&s->credit, &until))
+            if (errno != EINTR)
+                die("nobody takes the stream");
+    }
+    for (;; s->next++) {
+        struct buffer *buffer = &s->pool[s->next % s->count];
+        if (!atomic_load_explicit(&buffer->held, memory_order_acquire)) {
+            s->next++;
+            buffer->held = 1;
+            return buffer;
+        }
+    }
 }
 
-static uint16_t **render(long pixels, long *count)
+static void draw(unsigned char *data, uint32_t number)
 {
-    long n = POOL_BYTES / (2 * pixels);
-    *count = n = n < POOL_MIN ? POOL_MIN : n > POOL_MAX ? POOL_MAX : n;
-    uint16_t **pool = calloc((size_t)n, sizeof *pool);
-    if (!pool)
+    long pixels = job.rows * job.columns;
+    uint64_t noise = 0x9e3779b97f4a7c15u + number;
+    for (long j = 0; j < pixels; j++) {
+        uint16_t pixel = (uint16_t)(31 * j + number);
+        if (job.ratio > 0) {
+            noise ^= noise << 13, noise ^= noise >> 7, noise ^= noise << 17;
+            pixel = (double)(j % BLOCK) * job.ratio < BLOCK ? (uint16_t)noise : 0;
+        }
+        memcpy(data + 2 * j, &pixel, 2);
+    }
+}
+
+static void make_pool(struct sender *s, uint32_t first, const unsigned char *payload)
+{
+    long n = POOL_BYTES / job.senders / (long)job.size;
+    s->count = n = n < POOL_MIN ? POOL_MIN : n > POOL_MAX ? POOL_MAX : n;
+    if (!(s->pool = calloc((size_t)n, sizeof *s->pool)) || sem_init(&s->credit, 0, (unsigned)n))
         die("memory for the pictures");
     for (long b = 0; b < n; b++) {
-        if (!(pool[b] = malloc((size_t)pixels * 2)))
+        struct buffer *buffer = &s->pool[b];
+        buffer->credit = &s->credit;
+        buffer->number = first + (uint32_t)b;
+        if (!(buffer->data = malloc(job.size)))
             die("memory for the pictures");
-        for (long j = 0; j < pixels; j++)
-            pool[b][j] = (uint16_t)(31 * j + b);
+        if (payload)
+            memcpy(buffer->data, payload, job.size);
+        else
+            draw(buffer->data, buffer->number);
     }
-    return pool;
 }
 
-static void send_series(long id, const char *filename, long frames, long rows, long columns, uint16_t **pool, long count,
-                        double delay)
+/* The content of a file, its length in job.size. */
+static unsigned char *load(const char *path)
 {
-    char text[8192], path[4096];
-    const char *mark = strstr(filename, "%ld");
-    if (mark)
-        snprintf(path, sizeof path, "%.*s%ld%s", (int)(mark - filename), filename, id, mark + 3);
-    else
-        snprintf(path, sizeof path, "%s", filename);
+    FILE *file = fopen(path, "rb");
+    unsigned char *data = NULL;
+    long size = file && !fseek(file, 0, SEEK_END) ? ftell(file) : -1;
+    if (size > 0 && (data = malloc((size_t)size)))
+        rewind(file);
+    if (!data || fread(data, 1, (size_t)size, file) != (size_t)size)
+        die(path);
+    fclose(file);
+    job.size = (size_t)size;
+    return data;
+}
+
+/* --- messages ---------------------------------------------------------------------------------------------------- */
+
+static void send_text(struct sender *s, const char *text, int flags)
+{
+    if (zmq_send(s->socket, text, strlen(text), flags) < 0)
+        die("nobody takes the stream");
+}
+
+static void send_picture(struct sender *s, long frame, int flags)
+{
+    struct buffer *buffer = take(s);
+    struct tag tag = {(uint64_t)frame, (uint32_t)job.id, buffer->number};
+    memcpy(buffer->data + job.tag_at, &tag, sizeof tag);
+    zmq_msg_t msg;
+    if (zmq_msg_init_data(&msg, buffer->data, job.size, let_go, buffer) || zmq_msg_send(&msg, s->socket, flags) < 0)
+        die("nobody takes the stream");
+}
+
+static void stins_start(struct sender *s, const char *path)
+{
+    char text[8192];
     snprintf(text, sizeof text,
              "{\"htype\": \"header\", \"filename\": \"%s\", \"msg_number\": %ld, \"series\": %ld, \"nframes\": %ld, "
-             "\"shape\": [%ld, %ld], \"type\": \"uint16\", \"compression\": \"none\"}",
-             path, msg_number++, id, frames, rows, columns);
-    send_text(text, ZMQ_SNDMORE);
-    send_text("{\"exptime\": 0.001, \"frame_time\": 0.001, \"label\": \"benchmark\"}", 0);
-    pause_for(delay); /* a detector, too, waits for "series opened" before it exposes */
+             "\"shape\": [%ld, %ld], \"type\": \"uint16\", \"compression\": \"%s\"}",
+             path, job.serial++, job.id, job.frames, job.rows, job.columns, job.compression);
+    send_text(s, text, ZMQ_SNDMORE);
+    send_text(s, "{\"exptime\": 0.001, \"frame_time\": 0.001, \"label\": \"benchmark\"}", 0);
+}
 
-    double start = now();
-    printf("first %.6f\n", start);
-    fflush(stdout);
-    for (long k = 0; k < frames; k++) {
-        snprintf(text, sizeof text,
-                 "{\"htype\": \"image\", \"frame\": %ld, \"shape\": [%ld, %ld], \"type\": \"uint16\", "
-                 "\"compression\": \"none\", \"msg_number\": %ld}",
-                 k, rows, columns, msg_number++);
-        send_text(text, ZMQ_SNDMORE);
-        send_picture(pool[k % count], (size_t)(rows * columns) * 2);
+static void stins_image(struct sender *s, long frame)
+{
+    char text[512];
+    snprintf(text, sizeof text,
+             "{\"htype\": \"image\", \"frame\": %ld, \"shape\": [%ld, %ld], \"type\": \"uint16\", "
+             "\"compression\": \"%s\", \"msg_number\": %ld}",
+             frame, job.rows, job.columns, job.compression, job.serial + frame);
+    send_text(s, text, ZMQ_SNDMORE);
+    send_picture(s, frame, 0);
+}
+
+static void stins_end(struct sender *s)
+{
+    char text[128];
+    snprintf(text, sizeof text, "{\"htype\": \"series_end\", \"msg_number\": %ld}", job.serial++);
+    send_text(s, text, 0);
+}
+
+/* Detail "basic" with an appendix; keys in order and no blanks, as the detector does. */
+static void dectris1_start(struct sender *s, const char *path)
+{
+    char text[8192];
+    snprintf(text, sizeof text, "{\"header_detail\":\"basic\",\"htype\":\"dheader-1.0\",\"series\":%ld}", job.id);
+    send_text(s, text, ZMQ_SNDMORE);
+    snprintf(text, sizeof text,
+             "{\"bit_depth_image\":16,\"bit_depth_readout\":16,\"compression\":\"%s\",\"count_time\":0.0009999,"
+             "\"description\":\"benchmark\",\"frame_time\":0.001,\"nimages\":%ld,\"ntrigger\":1,"
+             "\"trigger_mode\":\"ints\",\"x_pixels_in_detector\":%ld,\"y_pixels_in_detector\":%ld}",
+             strcmp(job.compression, "none") ? job.compression : "", job.frames, job.columns, job.rows);
+    send_text(s, text, ZMQ_SNDMORE);
+    snprintf(text, sizeof text, "{\"filename\":\"%s\"}", path);
+    send_text(s, text, 0);
+}
+
+/* `hash` is documented as an MD5 that nobody checks; here it is only as long as one. */
+static void dectris1_image(struct sender *s, long frame)
+{
+    char text[512];
+    snprintf(text, sizeof text, "{\"frame\":%ld,\"hash\":\"%032lx\",\"htype\":\"dimage-1.0\",\"series\":%ld}", frame, frame,
+             job.id);
+    send_text(s, text, ZMQ_SNDMORE);
+    snprintf(text, sizeof text,
+             "{\"encoding\":\"%s\",\"htype\":\"dimage_d-1.0\",\"shape\":[%ld,%ld],\"size\":%zu,\"type\":\"uint16\"}",
+             strcmp(job.compression, "none") ? "bs16-lz4<" : "<", job.columns, job.rows, job.size);
+    send_text(s, text, ZMQ_SNDMORE);
+    send_picture(s, frame, ZMQ_SNDMORE);
+    snprintf(text, sizeof text,
+             "{\"htype\":\"dconfig-1.0\",\"real_time\":999900,\"start_time\":%ld,\"stop_time\":%ld}", 1000000 * frame,
+             1000000 * frame + 999900);
+    send_text(s, text, 0);
+}
+
+static void dectris1_end(struct sender *s)
+{
+    char text[128];
+    snprintf(text, sizeof text, "{\"htype\":\"dseries_end-1.0\",\"series\":%ld}", job.id);
+    send_text(s, text, 0);
+}
+
+static const struct protocol {
+    const char *name;
+    void (*start)(struct sender *, const char *path);
+    void (*image)(struct sender *, long frame);
+    void (*end)(struct sender *);
+} protocols[] = {{"stins", stins_start, stins_image, stins_end}, {"dectris1", dectris1_start, dectris1_image, dectris1_end}};
+
+static const struct protocol *protocol;
+
+/* --- series ------------------------------------------------------------------------------------------------------ */
+
+static void *send_share(void *argument)
+{
+    struct sender *s = argument;
+    for (long k = s->first; k < job.frames; k += job.senders) {
+        keep_pace(k);
+        protocol->image(s, k);
     }
-    snprintf(text, sizeof text, "{\"htype\": \"series_end\", \"msg_number\": %ld}", msg_number++);
-    send_text(text, 0);
-    printf("sent %ld %.6f\n", frames, now() - start);
+    return NULL;
+}
+
+static void send_series(struct sender *senders)
+{
+    char path[4096];
+    const char *mark = strstr(job.filename, "%ld");
+    if (mark)
+        snprintf(path, sizeof path, "%.*s%ld%s", (int)(mark - job.filename), job.filename, job.id, mark + 3);
+    else
+        snprintf(path, sizeof path, "%s", job.filename);
+    protocol->start(&senders[0], path);
+    pause_for(job.delay); /* a detector, too, waits for "series opened" before it exposes */
+
+    job.start = now();
+    printf("first %.6f\n", job.start);
     fflush(stdout);
+    for (long k = 1; k < job.senders; k++)
+        if (pthread_create(&senders[k].thread, NULL, send_share, &senders[k]))
+            die("a thread");
+    send_share(&senders[0]);
+    for (long k = 1; k < job.senders; k++)
+        pthread_join(senders[k].thread, NULL);
+    job.serial += job.frames;
+    protocol->end(&senders[0]);
+    printf("sent %ld %.6f\n", job.frames, now() - job.start);
+    fflush(stdout);
+}
+
+static void bind_socket(struct sender *s, void *context, const char *endpoint)
+{
+    int hwm = (int)job.queue, limit = (int)job.limit_ms;
+    size_t length = sizeof s->endpoint;
+    s->socket = zmq_socket(context, ZMQ_PUSH);
+    if (!s->socket || zmq_setsockopt(s->socket, ZMQ_SNDHWM, &hwm, sizeof hwm) ||
+        zmq_setsockopt(s->socket, ZMQ_SNDTIMEO, &limit, sizeof limit) ||
+        zmq_setsockopt(s->socket, ZMQ_LINGER, &limit, sizeof limit) || zmq_bind(s->socket, endpoint) ||
+        zmq_getsockopt(s->socket, ZMQ_LAST_ENDPOINT, s->endpoint, &length))
+        die(endpoint);
 }
 
 int main(int argc, char **argv)
 {
-    const char *endpoint = "tcp://127.0.0.1:*", *filename = "";
-    long rows = 250, columns = 400, frames = 1000, series = 1, first = 1, queue = 100;
-    double delay = 0.3;
+    char *endpoints = NULL;
+    const char *payload = NULL;
+    long series = 1, io_threads = 1;
     int option;
-    while ((option = getopt(argc, argv, "e:r:c:n:s:i:f:q:d:t:")) != -1) {
+    while ((option = getopt(argc, argv, "e:k:p:r:c:n:s:i:f:R:z:P:C:T:q:o:d:t:")) != -1) {
         switch (option) {
-        case 'e': endpoint = optarg; break;
-        case 'r': rows = atol(optarg); break;
-        case 'c': columns = atol(optarg); break;
-        case 'n': frames = atol(optarg); break;
+        case 'e': endpoints = optarg; break;
+        case 'k': job.senders = atol(optarg); break;
+        case 'p': job.protocol = optarg; break;
+        case 'r': job.rows = atol(optarg); break;
+        case 'c': job.columns = atol(optarg); break;
+        case 'n': job.frames = atol(optarg); break;
         case 's': series = atol(optarg); break;
-        case 'i': first = atol(optarg); break;
-        case 'f': filename = optarg; break;
-        case 'q': queue = atol(optarg); break;
-        case 'd': delay = atof(optarg); break;
-        case 't': limit_ms = (long)(1000 * atof(optarg)); break;
+        case 'i': job.id = atol(optarg); break;
+        case 'f': job.filename = optarg; break;
+        case 'R': job.rate = atof(optarg); break;
+        case 'z': job.ratio = atof(optarg); break;
+        case 'P': payload = optarg; break;
+        case 'C': job.compression = optarg; break;
+        case 'T': job.tag_at = (size_t)atol(optarg); break;
+        case 'q': job.queue = atol(optarg); break;
+        case 'o': io_threads = atol(optarg); break;
+        case 'd': job.delay = atof(optarg); break;
+        case 't': job.limit_ms = (long)(1000 * atof(optarg)); break;
         default: fputs(usage, stderr); return 2;
         }
     }
-    if (rows < 1 || columns < 1 || frames < 0 || series < 1 || queue < 1 || delay < 0 || limit_ms < 1 || optind < argc) {
+    for (size_t k = 0; k < sizeof protocols / sizeof *protocols; k++)
+        if (!strcmp(job.protocol, protocols[k].name))
+            protocol = &protocols[k];
+    if (endpoints) {
+        job.senders = 1;
+        for (const char *c = endpoints; *c; c++)
+            job.senders += *c == ',';
+    }
+    job.size = (size_t)(2 * job.rows * job.columns);
+    if (!protocol || job.rows < 1 || job.columns < 1 || job.frames < 0 || series < 1 || job.queue < 1 || io_threads < 1 ||
+        job.senders < 1 || job.senders > SENDERS_MAX || job.rate < 0 || job.ratio < 0 || job.delay < 0 ||
+        job.limit_ms < 1 || optind < argc) {
         fputs(usage, stderr);
         return 2;
     }
+    unsigned char *content = payload ? load(payload) : NULL;
+    if (job.tag_at + sizeof(struct tag) > job.size) {
+        fprintf(stderr, "generator: a tag of %zu bytes at %zu in a payload of %zu\n", sizeof(struct tag), job.tag_at, job.size);
+        return 2;
+    }
 
-    int hwm = (int)queue, limit = (int)limit_ms;
-    char bound[256];
-    size_t length = sizeof bound;
+    static struct sender senders[SENDERS_MAX];
     void *context = zmq_ctx_new();
-    socket_ = zmq_socket(context, ZMQ_PUSH);
-    if (!socket_ || zmq_setsockopt(socket_, ZMQ_SNDHWM, &hwm, sizeof hwm) ||
-        zmq_setsockopt(socket_, ZMQ_SNDTIMEO, &limit, sizeof limit) ||
-        zmq_setsockopt(socket_, ZMQ_LINGER, &limit, sizeof limit) || zmq_bind(socket_, endpoint) ||
-        zmq_getsockopt(socket_, ZMQ_LAST_ENDPOINT, bound, &length))
-        die(endpoint);
-
-    long count;
-    uint16_t **pool = render(rows * columns, &count);
-    printf("endpoint %s\npool %ld\n", bound, count);
+    if (!context || zmq_ctx_set(context, ZMQ_IO_THREADS, (int)io_threads))
+        die("ZeroMQ context");
+    uint32_t pictures = 0;
+    for (long k = 0; k < job.senders; k++) {
+        char *endpoint = endpoints ? strtok(k ? NULL : endpoints, ",") : "tcp://127.0.0.1:*";
+        bind_socket(&senders[k], context, endpoint ? endpoint : "");
+        senders[k].first = k;
+        make_pool(&senders[k], pictures, content);
+        pictures += (uint32_t)senders[k].count;
+        printf("%s%s", k ? "," : "endpoint ", senders[k].endpoint);
+    }
+    printf("\npool %u\n", pictures);
     fflush(stdout);
-    for (long i = 0; i < series; i++)
-        send_series(first + i, filename, frames, rows, columns, pool, count, delay);
+    for (long i = 0; i < series; i++, job.id++)
+        send_series(senders);
 
-    zmq_close(socket_);
+    for (long k = 0; k < job.senders; k++)
+        zmq_close(senders[k].socket);
     zmq_ctx_term(context); /* waits, up to the limit, until all has left */
-    for (long b = 0; b < count; b++)
-        free(pool[b]);
-    free(pool);
+    for (long k = 0; k < job.senders; k++) {
+        for (long b = 0; b < senders[k].count; b++)
+            free(senders[k].pool[b].data);
+        free(senders[k].pool);
+    }
+    free(content);
     return 0;
 }

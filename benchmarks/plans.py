@@ -1,0 +1,84 @@
+"""What is measured in one run: which contenders, which sizes, how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sizes import SIZES, Size
+from summary import Bar
+
+CURVE = ["2kB", "6kB", "20kB", "60kB", "200kB", "600kB", "2MB", "6MB", "20MB"]
+TABLE = ["20kB", "200kB", "2MB", "20MB", "2MB/8"]
+REFERENCE = "pwrite"
+NEVER = "ours:commit3600"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rounds of all `keys` with all `sizes`; ratios are `against` the reference."""
+
+    name: str
+    title: str
+    sizes: tuple[Size, ...]
+    keys: tuple[str, ...]
+    rounds: int
+    reference: str = REFERENCE
+    against: str = "C pwrite"
+
+    @property
+    def trials(self) -> int:
+        return len(self.sizes) * len(self.keys) * self.rounds
+
+
+def table(quick: bool) -> Plan:
+    keys = ["null", "pwrite", "chunk", "h5py", "ours", "ours:nofile"]
+    more = ["pwrite:w2", "pwrite:w2:p2", "ours:w2", "ours:w2:p2"]
+    names = ["20kB", "200kB"] if quick else TABLE
+    return Plan("table", "Side by side", _sizes(names, quick), (*keys, *more), 2 if quick else 7)
+
+
+def curves(quick: bool) -> Plan:
+    names = ["2kB", "20kB", "200kB", "2MB"] if quick else CURVE
+    keys = ("null", "pwrite", "chunk", "ours", "ours:nofile")
+    return Plan("curves", "Frame size", _sizes(names, quick), keys, 1 if quick else 5)
+
+
+def workers(quick: bool) -> Plan:
+    """Receive only: workers x I/O threads x contexts. With files: the same with a context each, and some more."""
+    many, io = ([1, 2], [1, 2]) if quick else ([1, 2, 4], [1, 2, 4])
+    grid = [(w, n) for w in many for n in io]
+    keys = [f"ours:w{w}:io{n}:nofile" for w, n in grid]
+    keys += [f"ours:w{w}:io{n}:shared:nofile" for w, n in grid if w > 1]
+    keys += [f"ours:w{w}:io{n}" for w, n in grid]
+    if not quick:
+        keys += [f"ours:w{w}:io2:shared" for w in many if w > 1]
+        keys += [f"ours:w{w}:io2:p{w}" for w in many if w > 1]
+        keys += ["null", "null:w2", "pwrite", "pwrite:w2", "pwrite:w2:p2"]
+    names = ["200kB"] if quick else ["20kB", "20MB"]
+    rounds = 1 if quick else 5
+    return Plan(
+        "workers", "Workers and I/O threads", _sizes(names, True), tuple(keys), rounds, "ours:w1:io2", "one worker"
+    )
+
+
+def commits(quick: bool) -> Plan:
+    names = ["20kB"] if quick else ["20kB", "200kB"]
+    return Plan("commits", "Commits", _sizes(names, False), ("ours", NEVER), 2 if quick else 15, NEVER, "never")
+
+
+PLANS = {"table": table, "curves": curves, "workers": workers, "commits": commits}
+
+BARS = {
+    "table": [
+        *[Bar("one worker, of C pwrite", s, "ours", REFERENCE, least=b) for s, b in (("20kB", 0.8), ("200kB", 0.95))],
+        *[Bar("one worker, of C pwrite", s, "ours", REFERENCE, least=b) for s, b in (("2MB", 0.9), ("20MB", 0.95))],
+        Bar("CPU per frame, of C pwrite", "20kB", "ours", REFERENCE, most=1.5),
+        *[Bar("two workers, of one", s, "ours:w2", "ours", least=0.9) for s in TABLE[:4]],
+        *[Bar("two workers, two files, of one (8 cores)", s, "ours:w2:p2", "ours", least=1.6) for s in TABLE[:4]],
+    ],
+    "commits": [Bar("commit each second, of never", s, "ours", NEVER, least=0.97) for s in ("20kB", "200kB")],
+}
+
+
+def _sizes(names: list[str], fewer: bool) -> tuple[Size, ...]:
+    return tuple(replace(SIZES[n], frames=max(20, SIZES[n].frames // (2 if fewer else 1))) for n in names)
