@@ -1,4 +1,4 @@
-"""A worker: one thread, one PULL socket; what it receives it decodes and brings to the reception, which writes it."""
+"""A worker: one thread, a PULL socket to each endpoint; what comes is decoded and brought to the reception to be written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import zmq
@@ -14,6 +14,7 @@ import zmq
 from tangods_receiver import compiled
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import ConfigError, StreamError
+from tangods_receiver.inlet import Inlet
 from tangods_receiver.protocol import Frame, Message, Parts, SeriesStart, stins
 from tangods_receiver.reception import Reception
 from tangods_receiver.series import frame_bytes
@@ -88,7 +89,7 @@ class Worker:
         self._halt = threading.Event()
         self._ready = threading.Event()
         self._failure: Exception | None = None
-        self._frame_bytes = 0  # that the high-water mark was last set for
+        self._frame_bytes = 0  # that the high-water marks were last set for
         self._thread = threading.Thread(target=self._main, name=f"{config.name} worker {index}", daemon=True)
 
     def start(self) -> None:
@@ -108,10 +109,13 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            with self._own_context() as context, context.socket(zmq.PULL) as socket:
-                self._connect(socket)
+            with self._own_context() as context, ExitStack() as stack:
+                inlets = []
+                for endpoint in self._config.endpoints:
+                    inlets.append(Inlet(stack.enter_context(context.socket(zmq.PULL)), self._fitting(TYPICAL_FRAME)))
+                    self._connect(inlets[-1].socket, endpoint)
                 self._ready.set()
-                self._loop(socket)
+                self._loop(inlets)
         except Exception as exc:  # before the loop: `start` tells; out of the loop nothing comes
             self._failure = exc
         finally:
@@ -125,41 +129,47 @@ class Worker:
             with zmq.Context(self._config.io_threads) as context:
                 yield context
 
-    def _connect(self, socket: zmq.Socket[bytes]) -> None:
+    def _connect(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
         socket.linger = 0
-        socket.rcvhwm = self._fitting(TYPICAL_FRAME)
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * stins.MAX_IMAGE)
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)  # a silent network must not look like a detector that waits
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
         socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
         socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-        for endpoint in self._config.endpoints:
-            socket.connect(endpoint)
+        socket.connect(endpoint)
 
-    def _loop(self, socket: zmq.Socket[bytes]) -> None:
-        receiver = Receiver(socket, self._decode, ITEMSIZES.get(self._config.protocol))
+    def _loop(self, inlets: Sequence[Inlet]) -> None:
+        poller = zmq.Poller()
+        receivers = []
+        for inlet in inlets:
+            poller.register(inlet.socket, zmq.POLLIN)
+            receivers.append((inlet, Receiver(inlet.socket, self._decode, ITEMSIZES.get(self._config.protocol))))
         drained_by = 0.0
         while True:
             try:
-                items = receiver.take(BATCH, BATCH_BYTES, PARTS)
-                if items:
-                    self._reception.reading(self._index, len(items), receiver.nbytes, receiver.full)
-                    self._handle(socket, items)
+                came = False
+                for inlet, receiver in receivers:
+                    items = receiver.take(inlet.ready(BATCH), BATCH_BYTES, PARTS)
+                    if items:
+                        came = True
+                        inlet.took(len(items))
+                        self._reception.reading(self._index, len(items), receiver.nbytes, receiver.full)
+                        self._handle(inlets, items)
                 if self._halt.is_set():
                     drained_by = drained_by or time.monotonic() + DRAIN
-                    if not socket.poll(0) or time.monotonic() > drained_by:
+                    if not poller.poll(0) or time.monotonic() > drained_by:
                         return
-                elif not items:
+                elif not came:
                     begun = time.monotonic()
                     self._reception.idle(self._index)
-                    socket.poll(WAKE)
+                    poller.poll(WAKE)
                     self._reception.waited(self._index, time.monotonic() - begun)
             except Exception as exc:  # the outermost loop: it becomes the state, and the socket is emptied on
                 log.exception("worker %d", self._index)
                 self._reception.fail(exc)
                 self._halt.wait(0.01)
 
-    def _handle(self, socket: zmq.Socket[bytes], items: Sequence[Item]) -> None:
+    def _handle(self, inlets: Sequence[Inlet], items: Sequence[Item]) -> None:
         """In the order in which they came; frames that follow each other are taken together."""
         reception, index, untouched = self._reception, self._index, self._chain.untouched
         frames: list[Frame] = []
@@ -181,12 +191,12 @@ class Worker:
             reception.frames(index, frames)
             frames, size = [], 0
             if isinstance(message, SeriesStart):
-                self._lower_hwm(socket, frame_bytes(message))
+                self._fit(inlets, frame_bytes(message))
                 reception.start(index, message)
             elif not isinstance(message, Frame):
                 reception.end(index, message)
         reception.frames(index, frames)
-        self._lower_hwm(socket, reception.frame_bytes)
+        self._fit(inlets, reception.frame_bytes)
         if refused:
             reception.malformed(index, len(refused), refused[0])
 
@@ -201,12 +211,9 @@ class Worker:
         """Messages of `size` bytes that fit into `hwm_bytes`."""
         return max(2, self._config.hwm_bytes // (size + OVERHEAD))
 
-    def _lower_hwm(self, socket: zmq.Socket[bytes], size: int) -> None:
-        """The high-water mark counts messages per connection: hold it to what fits of frames of `size` bytes.
-
-        It is never raised again: libzmq does not wake a connection that was stopped at the old mark. (Nor may it be
-        changed at all on a socket that binds: libzmq 4.3.5 crashes when a peer goes away in that moment.)"""
-        if size > self._frame_bytes:
+    def _fit(self, inlets: Sequence[Inlet], size: int) -> None:
+        """Hold the high-water marks to what fits of frames of `size` bytes (0: not known)."""
+        if size and size != self._frame_bytes:
             self._frame_bytes = size
-            if (fitting := self._fitting(size)) < socket.rcvhwm:
-                socket.rcvhwm = fitting
+            for inlet in inlets:
+                inlet.hold(self._fitting(max(size, TYPICAL_FRAME)))

@@ -737,6 +737,18 @@ def test_sender_that_is_faster_than_the_high_water_mark(tmp_path, sender):
             assert wait_closed(engine, series).written == frames
 
 
+@pytest.mark.parametrize("before", [1, 30, 100, 500])
+def test_small_frames_before_large_ones(tmp_path, sender, before):
+    """The mark falls far below what was read since the sender's side was last told: nothing may get stuck."""
+    with running(tmp_path, sender.endpoint) as engine:
+        pixels = image(0, (1000, 5000))
+        for series, (count, size) in enumerate([(before, None), (15, pixels), (before, None), (15, pixels)], 1):
+            sender.start(tmp_path / f"{series}.h5", series=series, nframes=count)
+            for number in range(count):
+                sender.frame(number, size)
+            assert wait_closed(engine, series).written == count
+
+
 def test_200_series_leave_nothing_behind(tmp_path, sender, engine):
     process = psutil.Process()
 
@@ -758,7 +770,7 @@ def test_200_series_leave_nothing_behind(tmp_path, sender, engine):
 
 
 def test_endpoint_that_cannot_be_used(tmp_path, monkeypatch):
-    def refuse(self, socket):
+    def refuse(self, *_):
         raise zmq.ZMQError(errno.ENODEV)
 
     monkeypatch.setattr(Worker, "_connect", refuse)
