@@ -83,14 +83,14 @@ def parse(values: Mapping[str, Any], modules: int) -> Geometry:
     rotation = values.get("rotation", 0)
     rotations = (rotation,) * modules if _is_number(rotation) else rotation
     about = values.get("rotation_about", "box")
-    if about not in ABOUT:
+    if not isinstance(about, str) or about not in ABOUT:
         raise ConfigError(f"rotation_about is {_show(about)}, not one of {', '.join(ABOUT)}")
     return Geometry(
         x=_numbers("x", values.get("x"), modules),
         y=_numbers("y", values.get("y"), modules),
         rotation=tuple(angle % 360 for angle in _numbers("rotation", rotations, modules)),
         full_shape=_full_shape(values.get("full_shape")),
-        about=str(about),
+        about=about,
     )
 
 

@@ -340,6 +340,7 @@ def test_kept_apart_and_said_once(
     with caplog.at_level(logging.INFO):
         file = SeriesFile.create(tmp_path / "a.h5", header(None, **metadata), None)
         file.define(MODULES)
+        SeriesFile.create(tmp_path / "b.h5", header(None, **metadata), MODULES).abandon()  # another of this series
         file.append(records(range(2), MODULES))
         file.close(books(2, 2))
     assert check(file.path).ok
@@ -348,6 +349,27 @@ def test_kept_apart_and_said_once(
         assert h5["entry/data"].attrs["signal"] == "data"
     sentences = [r.getMessage() for r in caplog.records]
     assert len(sentences) == (said is not None) and all(str(said) in sentence for sentence in sentences)
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+THREE = st.lists(st.integers(-3, 40) | st.floats(), min_size=3, max_size=3).flatmap(
+    lambda values: st.sampled_from([values, tuple(values), np.array(values)])
+)
+SAID = st.fixed_dictionaries({}, optional={key: THREE | ANY for key in geometry.KEYS})
+
+
+@settings(max_examples=60, deadline=None)
+@given(SAID, SAID | ANY)
+def test_whatever_is_said_there_is_a_file(tmp_path_factory: pytest.TempPathFactory, said: dict, detector: Any) -> None:
+    image_bytes, places = nexus.build(header(None, **said, detector=detector), MODULES, 5)
+    path = tmp_path_factory.mktemp("any") / "a.h5"
+    path.write_bytes(image_bytes)
+    with h5py.File(path) as h5:
+        assert places.data and h5["entry/data"].attrs["signal"] in h5["entry/data"]
 
 
 def test_one_module_has_no_geometry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
