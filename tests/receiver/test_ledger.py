@@ -124,3 +124,22 @@ def test_a_million_frames_cost_what_a_thousand_cost():
     assert ledger.all_came and ledger.missing() == []
     assert cost[-1] < 5 * cost[0]
     assert len({id(page) for page in ledger._seen._pages.values()}) == 2  # full pages share their memory
+
+
+@given(
+    st.none() | st.integers(0, 20_000),
+    st.lists(st.tuples(st.integers(0, 15_000), st.integers(1, 300), st.sampled_from([1, 1, 2, 3, 64])), max_size=20),
+)
+def test_ranges_are_entered_as_their_numbers(expected, batches):
+    """A batch at once, or refused as a whole and then entered one by one: the same books."""
+    one, other = Ledger(expected), Ledger(expected)
+    for first, count, step in batches:
+        numbers = range(first, first + count * step, step)
+        if not one.see_range(numbers):
+            for number in numbers:
+                one.see(number)
+        for number in numbers:
+            other.see(number)
+        for what in ("complete", "repeated", "foreign", "highest", "all_came", "known_missing"):
+            assert getattr(one, what) == getattr(other, what), what
+    assert one.missing() == other.missing()
