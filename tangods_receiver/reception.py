@@ -226,7 +226,10 @@ class Reception:
         for kind, (count, first) in series.troubles.items() if series else ():
             found[kind] = count + found.get(kind, (0, ""))[0], first
         if missing:
-            found["missing"] = missing, self._end_reason if series is self._last else "later ones are there"
+            found["missing"] = (
+                missing,
+                self._end_reason if series is self._last else "not here yet, while later ones are",
+            )
         if tally.discarded:
             reason = series.failure if series else ""
             found["discarded"] = tally.discarded, reason or "sent as not to be stored, or no file is wanted"
