@@ -4,8 +4,9 @@ SHELL := /bin/bash
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHON
-ENV_SOURCES := setup.py pyproject.toml resources/constraints.txt resources/make-env
+ENV_SOURCES := setup.py pyproject.toml resources/constraints.txt resources/make-env $(wildcard $(addprefix tangods_receiver/_*.,pyx c h))
 ARGS ?=
+TWINS := $(addprefix tests/receiver/test_,codecs.py engine.py seriesfile.py transforms.py)
 
 .PHONY: help demo test check soak bench lint format clean env-demo env-test apt-test apt-bench
 
@@ -15,16 +16,17 @@ help:
 demo: .venv/.demo  ## one acquisition through a real Tango database and both devices
 	@tangods-detector demo $(ARGS)
 
-test: .venv/.test apt-test lint  ## everything but the soak tests
+test: apt-test .venv/.test lint  ## everything but the soak tests; then what has a compiled twin, without it
 	@python -m pytest $(ARGS)
+	@TANGODS_NO_COMPILED=1 python -m pytest -q -m "not slow and not soak" $(TWINS) $(ARGS)
 
 check: .venv/.test  ## the fast part, without device servers of their own
 	@python -m pytest -q -m "not slow and not system and not soak" $(ARGS)
 
-soak: .venv/.test apt-test  ## minutes to hours
+soak: apt-test .venv/.test  ## minutes to hours
 	@python -m pytest -m soak --timeout 0 $(ARGS)
 
-bench: .venv/.test apt-bench  ## side by side with C programs and others, in one run
+bench: apt-bench .venv/.test  ## side by side with C programs and others, in one run
 	@python benchmarks/run.py $(ARGS)
 
 lint: .venv/.test
