@@ -114,7 +114,7 @@ def _mapped(master: Path, sources: list[Any], tag_at: int) -> Iterator[Found]:
 def _selected(space: Any, limit: int) -> np.ndarray:
     """Which frames a selection of whole frames holds; an unlimited one, the first `limit`."""
     if space.get_select_type() == h5py.h5s.SEL_ALL:
-        return np.arange(min(limit, space.shape[0]))
+        return np.arange(limit)
     if not space.is_regular_hyperslab():
         raise ValueError("a mapping that is not a regular hyperslab")
     start, stride, count, block = (int(values[0]) for values in space.get_regular_hyperslab())
