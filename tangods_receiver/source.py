@@ -1,4 +1,4 @@
-"""A worker: one thread, a PULL socket to each endpoint; what comes is decoded and brought to the reception to be written."""
+"""A worker: one thread, a PULL socket to each endpoint; what comes is decoded and goes to the reception."""
 
 from __future__ import annotations
 
