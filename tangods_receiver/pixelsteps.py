@@ -126,10 +126,13 @@ class Mask:
         else:
             _fits("mask", self.where, shape)
         kind = np.dtype(dtype)
-        if kind.kind != "f":
+        if kind.kind == "f":
+            fits = not np.isfinite(self.value) or abs(self.value) <= np.finfo(kind).max
+        else:
             limits = np.iinfo(kind)
-            if self.value != int(self.value) or not limits.min <= self.value <= limits.max:
-                raise StreamError(f"mask: {dtype} cannot hold {self.value}")
+            fits = limits.min <= self.value <= limits.max and self.value == int(self.value)
+        if not fits:
+            raise StreamError(f"mask: {dtype} cannot hold {self.value}")
         return shape, dtype
 
     def apply(self, pixels: Array, module: int) -> Array:
@@ -156,11 +159,12 @@ class Calibrate:
         return shape, "float32"
 
     def apply(self, pixels: Array, module: int) -> Array:
-        out = pixels.astype(np.float32)
-        if self.dark is not None:
-            out -= _of_module("dark", self.dark, module)
-        if self.factor is not None:
-            out *= _of_module("flat and gain", self.factor, module)
+        with np.errstate(all="ignore"):  # what is not a number in a table is none in the image
+            out = pixels.astype(np.float32)
+            if self.dark is not None:
+                out -= _of_module("dark", self.dark, module)
+            if self.factor is not None:
+                out *= _of_module("flat and gain", self.factor, module)
         return out
 
 

@@ -155,7 +155,7 @@ def _bin(argument: Any, root: Path | None) -> Step:
 def _mask(argument: Any, root: Path | None) -> Step:
     given = _keys(argument, "rows", "columns", "file", "value")
     value = given.pop("value", None)
-    if type(value) not in (int, float):
+    if type(value) not in (int, float) or (type(value) is int and not -(2**63) <= value < 2**64):
         raise ConfigError(f"needs value: the number that masked pixels get, found {value!r}")
     if "file" not in given:
         if not given:
@@ -173,15 +173,13 @@ def _calibrate(argument: Any, root: Path | None) -> Step:
     read = {what: _image(file, root).astype(np.float64) for what, file in given.items()}
     if len({table.shape for table in read.values()}) > 1:
         raise ConfigError("; ".join(f"{what} has the shape {table.shape}" for what, table in read.items()))
-    dark = read.get("dark")
     divisors = [table for what, table in read.items() if what != "dark"]
-    factor = None
-    if divisors:
-        product = np.prod(divisors, axis=0)
-        usable = np.isfinite(product) & (product != 0)
-        factor = np.full(product.shape, np.nan, np.float32)
-        factor[usable] = 1 / product[usable]
-    return Calibrate(None if dark is None else dark.astype(np.float32), factor)
+    with np.errstate(all="ignore"):
+        dark = read["dark"].astype(np.float32) if "dark" in read else None
+        factor = (1 / np.prod(divisors, axis=0)).astype(np.float32) if divisors else None
+    if factor is not None:
+        factor[~np.isfinite(factor)] = np.nan
+    return Calibrate(dark, factor)
 
 
 def _tot(argument: Any, root: Path | None) -> Step:
@@ -191,7 +189,8 @@ def _tot(argument: Any, root: Path | None) -> Step:
     table = tables.load(name, root)
     if table.ndim != 3:
         raise ConfigError(f"{name}: a table of shape {table.shape}, not (rows, columns, times)")
-    return TimeOverThreshold(np.ascontiguousarray(table, np.float32))
+    with np.errstate(all="ignore"):
+        return TimeOverThreshold(np.ascontiguousarray(table, np.float32))
 
 
 def _image(name: Any, root: Path | None) -> codecs.Array:
