@@ -14,6 +14,7 @@ import resource
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from random import Random
 
@@ -75,4 +76,11 @@ def _in_a_child(run: object, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = 1
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # after a failure there are sockets and threads that nobody ends

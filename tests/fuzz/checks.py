@@ -218,7 +218,7 @@ class Stage:
     def settle(self) -> None:
         """Wait until everything sent was handled: the worker takes a header that comes last."""
         self._settled += 1
-        marker = MARKER + self._settled
+        marker = MARKER + 1_000_000 * self._settled  # series without an id count on from it
         self.send([stins.encode_start("", series=marker, nframes=0)])
         end = time.monotonic() + LIMIT
         while self.engine.snapshot().closed != marker:
