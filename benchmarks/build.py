@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PROGRAMS = {"generator": ["libzmq"], "sink": ["libzmq", "hdf5"]}
+PROGRAMS = {"generator": ["libzmq"], "sink": ["libzmq", "hdf5"], "storage": []}
 
 
 def build() -> dict[str, Path]:
@@ -25,9 +25,8 @@ def _compile(name: str, packages: list[str]) -> Path:
     compiler = shlex.split(os.environ.get("CC", "gcc"))
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread"]
     try:
-        found = subprocess.run(
-            ["pkg-config", "--cflags", "--libs", *packages], check=True, text=True, capture_output=True
-        ).stdout
+        asked = ["pkg-config", "--cflags", "--libs", *packages]
+        found = subprocess.run(asked, check=True, text=True, capture_output=True).stdout if packages else ""
         subprocess.run([*compiler, *flags, str(source), "-o", str(target), *shlex.split(found)], check=True)
     except (OSError, subprocess.CalledProcessError) as exc:
         detail = getattr(exc, "stderr", None) or exc
