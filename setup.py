@@ -14,6 +14,7 @@ DEMO = ["itango==0.3.0", "matplotlib"]
 TEST = [
     "h5grove",  # h5web's reader
     "hypothesis",
+    "mfusepy",  # file systems that fail and stall
     "mypy==2.4.1",  # pinned: a new release may find something new
     "nexusformat",
     "pytest>=8",

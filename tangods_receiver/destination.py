@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tangods_receiver.errors import WriteError
 
-ANSWER_LIMIT = 2.0  # s; Tango and HTTP clients wait for it
+ANSWER_LIMIT = 1.0  # s; Tango and HTTP clients wait for it
 _asked: dict[str, Future[str]] = {}  # by directory: the question that has no answer yet
 
 
@@ -86,7 +86,7 @@ def _obstacle(path: Path, nbytes: int, replace: bool) -> str:
             )
     except FileNotFoundError:
         pass
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return f"{path}: no permission to write in {directory}; change it or choose another directory"
     room = os.statvfs(directory)
     free = room.f_bavail * room.f_frsize

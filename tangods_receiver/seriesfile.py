@@ -11,6 +11,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -338,10 +339,12 @@ class SeriesFile:
                 self._todo += self._book_writes(books)
                 self._write_todo()
                 self._end_here()
+                self._release()  # network file systems tell here what they could not write
             except OSError as exc:
                 raise _write_error("close", self.path, exc) from exc
             finally:
-                self._release()
+                with suppress(OSError):
+                    self._release()
 
     def _book_writes(self, books: Books) -> Iterator[Write]:
         ranges = list(books.missing)
