@@ -294,9 +294,8 @@ def _change_bytes(rng: Random, part: bytes) -> bytes:
         data[at : at + len(new)] = new
     elif kind == 5:
         data = bytearray(rng.randbytes(rng.choice([0, 1, 4, 11, 12, 13, 64, 120])))
-    elif b"X-Binary-Size" in data:
+    elif (where := data.find(b":", data.find(rng.choice([b"X-Binary-Size", b"X-Binary-Size-Fastest"])))) > 0:
         digits = str(rng.choice([0, 1, 2**31, 2**40, 10**11, 10**15])).encode()
-        where = data.index(b":", data.index(rng.choice([b"X-Binary-Size", b"X-Binary-Size-Fastest"])))
         data[where + 1 : where + rng.choice([1, 4])] = b" " + digits
     return bytes(data)
 
