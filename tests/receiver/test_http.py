@@ -188,7 +188,17 @@ def test_metrics_of_the_series_and_of_each_worker(client, engine):
     engine.now = replace(
         engine.now,
         workers=(
-            WorkerStats(0, received=70, written=60, repeated=10, bytes=600, waiting=3.5, now=Shares(0.5), behind=1.5),
+            WorkerStats(
+                0,
+                received=70,
+                written=60,
+                repeated=10,
+                bytes=600,
+                received_bytes=700,
+                waiting=3.5,
+                now=Shares(0.5),
+                behind=1.5,
+            ),
             WorkerStats(1, received=7, written=7, batches=3, full=2, batch_size=2.5),
         ),
         lost=(Loss("late", 4, "image 3 came after the end"),),
@@ -205,6 +215,7 @@ def test_metrics_of_the_series_and_of_each_worker(client, engine):
     assert now["stream_receiver_received_frames_total", "0"] == 70
     assert now["stream_receiver_written_frames_total", "1"] == 7
     assert now["stream_receiver_written_bytes_total", "0"] == 600
+    assert now["stream_receiver_received_bytes_total", "0"] == 700
     assert now["stream_receiver_unwritten_frames_total", "repeated", "0"] == 10
     assert now["stream_receiver_missing_frames_total",] == 5
     assert now["stream_receiver_worker_seconds_total", "waiting", "0"] == 3.5
