@@ -14,6 +14,7 @@ cdef extern from "_pixels_kernels.h" nogil:
     Py_ssize_t pixels_cbf_to_bslz4(const uint8_t *, size_t, size_t, uint8_t *, size_t *, lz4_compress_fn)
     void pixels_bitshuffle(const uint8_t *, size_t, size_t, uint8_t *)
     void pixels_unpack12(const uint8_t *, uint16_t *, size_t, int)
+    void pixels_rotate(const uint8_t *, uint8_t *, size_t, size_t, size_t, int)
     Py_ssize_t pixels_walk(const uint8_t *, size_t, size_t, size_t)
 
 
@@ -111,6 +112,17 @@ def unpack12(const uint8_t[::1] raw, uint16_t[::1] out, bint high_first):
         raise ValueError(f"{raw.shape[0]} bytes for {out.shape[0]} pixels")
     with nogil:
         pixels_unpack12(&raw[0], &out[0], out.shape[0], high_first)
+
+
+def rotate(const uint8_t[::1] source, uint8_t[::1] target, size_t rows, size_t columns, size_t itemsize, int turns):
+    """A quarter turn (1 counter-clockwise, 3 clockwise) of an image; the numbers of rows and columns before it."""
+    cdef size_t size = rows * columns * itemsize
+    if itemsize not in (1, 2, 4, 8) or turns not in (1, 3) or not size:
+        raise ValueError(f"{rows} x {columns} of {itemsize} bytes by {turns} quarters")
+    if <size_t>source.shape[0] != size or <size_t>target.shape[0] != size:
+        raise ValueError(f"{source.shape[0]} bytes to {target.shape[0]}, {size} expected")
+    with nogil:
+        pixels_rotate(&source[0], &target[0], rows, columns, itemsize, turns)
 
 
 def lookup(const whole[::1] values, const float[::1] table, float[::1] out):

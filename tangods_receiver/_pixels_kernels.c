@@ -310,6 +310,31 @@ AVX2 static void gather_avx2(const uint8_t *in, size_t n, size_t itemsize, size_
     gather_sse2(in + i * itemsize, n - i, itemsize, which, out + i);
 }
 
+/* All four bytes of each element in one pass. */
+AVX2 static void gather4_avx2(const uint8_t *in, size_t n, uint8_t *out)
+{
+    size_t i = 0;
+    const __m256i alike = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9,
+                                           13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (; i + 32 <= n; i += 32) {
+        const __m256i *from = (const __m256i *)(in + 4 * i);
+        /* each vector: 8 bytes number 0, 8 number 1, 8 number 2, 8 number 3 */
+        __m256i a = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_loadu_si256(from), alike), order);
+        __m256i b = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_loadu_si256(from + 1), alike), order);
+        __m256i c = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_loadu_si256(from + 2), alike), order);
+        __m256i d = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(_mm256_loadu_si256(from + 3), alike), order);
+        __m256i ab02 = _mm256_unpacklo_epi64(a, b), ab13 = _mm256_unpackhi_epi64(a, b);
+        __m256i cd02 = _mm256_unpacklo_epi64(c, d), cd13 = _mm256_unpackhi_epi64(c, d);
+        _mm256_storeu_si256((__m256i *)(out + i), _mm256_permute2x128_si256(ab02, cd02, 0x20));
+        _mm256_storeu_si256((__m256i *)(out + n + i), _mm256_permute2x128_si256(ab13, cd13, 0x20));
+        _mm256_storeu_si256((__m256i *)(out + 2 * n + i), _mm256_permute2x128_si256(ab02, cd02, 0x31));
+        _mm256_storeu_si256((__m256i *)(out + 3 * n + i), _mm256_permute2x128_si256(ab13, cd13, 0x31));
+    }
+    for (size_t which = 0; which < 4; which++)
+        gather_portable(in + 4 * i, n - i, 4, which, out + which * n + i);
+}
+
 AVX2 static void planes_avx2(const uint8_t *in, size_t n, int bits, uint8_t *out, size_t stride)
 {
     size_t i = 0;
@@ -380,17 +405,28 @@ static int significant(const uint8_t *in, size_t n, size_t itemsize)
     return (int)(8 * itemsize);
 }
 
-/* n <= BLOCK / itemsize, or a block of 128 elements of many bytes: `bytes` has room for n. */
+/* Bytes 0 to count - 1 of each of n elements, n bytes for each. */
+static void gather_all(const uint8_t *in, size_t n, size_t itemsize, size_t count, uint8_t *out)
+{
+#if X86
+    if (level == 2 && itemsize == 4 && count > 1) {
+        gather4_avx2(in, n, out);
+        return;
+    }
+#endif
+    for (size_t which = 0; which < count; which++)
+        gather(in, n, itemsize, which, out + which * n);
+}
+
+/* One block: `bytes` has room for as many bytes. */
 static void shuffle(const uint8_t *in, size_t n, size_t itemsize, uint8_t *out, uint8_t *bytes)
 {
     const size_t plane = n / 8;
     const int total = (int)(8 * itemsize), needed = significant(in, n, itemsize);
+    if (itemsize > 1)
+        gather_all(in, n, itemsize, (size_t)(needed + 7) / 8, bytes);
     for (size_t which = 0; (int)(8 * which) < needed; which++) {
-        const uint8_t *from = in;
-        if (itemsize > 1) {
-            gather(in, n, itemsize, which, bytes);
-            from = bytes;
-        }
+        const uint8_t *from = itemsize > 1 ? bytes + which * n : in;
         int bits = needed - (int)(8 * which) < 8 ? needed - (int)(8 * which) : 8;
         planes(from, n, bits, out + 8 * which * plane, plane);
     }
@@ -537,4 +573,46 @@ void pixels_unpack12(const uint8_t *raw, uint16_t *out, size_t pixels, int high_
         const uint8_t *b = raw + 3 * pairs;
         out[pixels - 1] = (uint16_t)(high_first ? b[0] << 4 | (b[1] & 15) : b[0] | (b[1] & 15) << 8);
     }
+}
+
+/* --- a quarter turn ----------------------------------------------------------------------------------------------- */
+
+#define TILE 32 /* rows and columns that are turned together: what they touch stays in the cache */
+
+/* out[columns - 1 - c][r] = in[r][c] counter-clockwise, out[c][rows - 1 - r] = in[r][c] clockwise */
+#define ROTATE(type)                                                                                                   \
+    static void rotate_##type(const type *in, type *out, size_t rows, size_t columns, int turns)                       \
+    {                                                                                                                  \
+        for (size_t top = 0; top < rows; top += TILE)                                                                  \
+            for (size_t left = 0; left < columns; left += TILE) {                                                      \
+                size_t bottom = top + TILE < rows ? top + TILE : rows;                                                 \
+                size_t right = left + TILE < columns ? left + TILE : columns;                                          \
+                for (size_t c = left; c < right; c++) {                                                                \
+                    type *row = out + (turns == 1 ? columns - 1 - c : c) * rows;                                       \
+                    const type *from = in + c;                                                                         \
+                    if (turns == 1)                                                                                    \
+                        for (size_t r = top; r < bottom; r++)                                                          \
+                            row[r] = from[r * columns];                                                                \
+                    else                                                                                               \
+                        for (size_t r = top; r < bottom; r++)                                                          \
+                            row[rows - 1 - r] = from[r * columns];                                                     \
+                }                                                                                                      \
+            }                                                                                                          \
+    }
+
+ROTATE(uint8_t)
+ROTATE(uint16_t)
+ROTATE(uint32_t)
+ROTATE(uint64_t)
+
+void pixels_rotate(const uint8_t *in, uint8_t *out, size_t rows, size_t columns, size_t itemsize, int turns)
+{
+    if (itemsize == 1)
+        rotate_uint8_t(in, out, rows, columns, turns);
+    else if (itemsize == 2)
+        rotate_uint16_t((const uint16_t *)in, (uint16_t *)out, rows, columns, turns);
+    else if (itemsize == 4)
+        rotate_uint32_t((const uint32_t *)in, (uint32_t *)out, rows, columns, turns);
+    else
+        rotate_uint64_t((const uint64_t *)in, (uint64_t *)out, rows, columns, turns);
 }

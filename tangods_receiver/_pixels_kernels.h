@@ -28,6 +28,9 @@ ptrdiff_t pixels_cbf_to_bslz4(const uint8_t *code, size_t size, size_t pixels, u
 /* Bits of n elements (a multiple of 8) to planes, as bitshuffle does with one block. */
 void pixels_bitshuffle(const uint8_t *in, size_t n, size_t itemsize, uint8_t *out);
 
+/* A quarter turn: turns 1 counter-clockwise, 3 clockwise. itemsize 1, 2, 4 or 8. */
+void pixels_rotate(const uint8_t *in, uint8_t *out, size_t rows, size_t columns, size_t itemsize, int turns);
+
 /* 12 bits -> uint16; high_first: Andor's order. `raw` has (3 * pixels + 1) / 2 bytes. */
 void pixels_unpack12(const uint8_t *raw, uint16_t *out, size_t pixels, int high_first);
 

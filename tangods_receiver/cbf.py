@@ -50,8 +50,9 @@ def _by_fabio(code: memoryview, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     # With the spare zeros behind it, a complete image decodes to exactly so many pixels more: neither short nor long.
     pixels = shape[0] * shape[1]
     padded = bytes(code) + bytes(_SPARE)
-    decode = byte_offset.dec_cbf if _LONG in padded else byte_offset.dec_cbf32
-    decoded = np.asarray(decode(padded, pixels + _SPARE + 1))
+    decoded = np.asarray(byte_offset.dec_cbf32(padded, pixels + _SPARE + 1))
+    if decoded.size != pixels + _SPARE and _LONG in padded:  # it has taken each of them for two pixels or more
+        decoded = np.asarray(byte_offset.dec_cbf(padded, pixels + _SPARE + 1))
     if decoded.size != pixels + _SPARE:
         raise StreamError(f"cbf: {max(0, decoded.size - _SPARE)} pixels or more, the image has {pixels}")
     return decoded[:pixels].astype(np.int32, copy=False).reshape(shape)

@@ -34,7 +34,13 @@ class Rotate:
         return (shape[1], shape[0]) if self.turns % 2 else shape, dtype
 
     def apply(self, pixels: Array, module: int) -> Array:
-        return np.rot90(pixels, self.turns)
+        straight = pixels.flags.c_contiguous and pixels.flags.aligned
+        if self.turns % 2 == 0 or kernels.pixels is None or not straight:
+            return np.rot90(pixels, self.turns)
+        out = np.empty(pixels.shape[::-1], pixels.dtype)  # NumPy's copy of a rotated image misses the cache each time
+        source, target = (array.reshape(-1).view(np.uint8) for array in (pixels, out))
+        kernels.pixels.rotate(source, target, pixels.shape[0], pixels.shape[1], pixels.itemsize, self.turns)
+        return out
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class Mask:
             _fits("mask", self.where, shape)
         kind = np.dtype(dtype)
         if kind.kind == "f":
-            fits = not np.isfinite(self.value) or abs(self.value) <= np.finfo(kind).max
+            fits = not np.isfinite(self.value) or abs(self.value) <= float(np.finfo(kind).max)
         else:
             limits = np.iinfo(kind)
             fits = limits.min <= self.value <= limits.max and self.value == int(self.value)
