@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .chunkindex import ChunkIndex, Place, most_nodes, node_size, runs
 from .nexus import COLUMNS, MISSING_TYPE, RANGE_BLOCK, Places
-from .records import INCOMPLETE, ImageLayout, aligned
+from .records import INCOMPLETE, ImageLayout, Part, aligned
 
 Write = tuple[int, bytes]
 
@@ -44,9 +44,10 @@ class _Block:
 class Catalogue:
     """Everything about the frames of one file that readers find through the index."""
 
-    def __init__(self, places: Places, layout: ImageLayout | None, length: int) -> None:
+    def __init__(self, places: Places, layout: ImageLayout | None, length: int, part: Part | None = None) -> None:
         """`length`: of the datasets as they are in the file, in frames."""
         self._places = places
+        self._part = part
         self._modules = layout.modules if layout else 1
         self._index = ChunkIndex(layout.rank if layout else 3, self._modules)
         self._columns = {name: ChunkIndex(1, step=places.block) for name in COLUMNS}
@@ -94,6 +95,10 @@ class Catalogue:
     def _fill(self, block: _Block, headers: NDArray, at: NDArray[np.intp]) -> None:
         for name, field in _FIELDS.items():
             block.values[name][at] = headers[field]
+        if self._part is not None:
+            block.values["sequence_number"][at] = headers["frame"] * np.uint64(self._part.step) + np.uint64(
+                self._part.first
+            )
         if self._modules > 1:
             np.add.at(block.modules, at, 1)
             at = np.unique(at)

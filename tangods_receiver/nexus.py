@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -21,7 +23,8 @@ import numpy as np
 from . import __version__, assembled, h5fields
 from .errors import ConfigError, WriteError
 from .h5fields import ArrayFields, Read
-from .records import STATUS_TEXT, Books, FileHeader, ImageLayout
+from .records import STATUS_TEXT, Books, FileHeader, ImageLayout, Part
+from .spread import Spread
 
 PROGRAM = "tangods-detector"
 FORMAT = 1
@@ -73,6 +76,7 @@ _TEXTS = {
     "trigger_mode": ("trigger_mode",),
 }
 CODECS = {32008: "bslz4", 32004: "lz4"}  # by the number of the HDF5 filter
+_MISSING_TEXT = "ranges of missing frames: first, last (inclusive); filled in at the end"
 _HEADER_KEYS = 2000  # a header with more is kept as one JSON text
 _HEADER_DEPTH = 16
 
@@ -100,6 +104,19 @@ class Identity:
     nonce: int
     dataset: str
     nframes: int | None
+    part: Part | None = None  # it is one of several files
+    spread: Spread | None = None  # it is the master file of several
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file as the master file of its series sees it. `length` None: it still grows; else it has exactly so many
+    frames, or is not there at all: HDF5 may crash where it has fewer."""
+
+    name: str
+    first: int
+    step: int
+    length: int | None
 
 
 def build(header: FileHeader, layout: ImageLayout | None, nonce: int) -> tuple[bytes, Places]:
@@ -125,7 +142,10 @@ def _build(header: FileHeader, layout: ImageLayout | None, nonce: int, pad: int)
     # One block of metadata takes in all arrays, so that the padding moves them all alike.
     options: dict[str, Any] = {"driver": "core", "backing_store": False, "libver": "earliest", "meta_block_size": 32768}
     with h5py.File(name, "w", **options) as h5:
-        _tree(h5, header, layout, nonce, pad)
+        h5.attrs["_padding"] = np.zeros(pad + 8, np.uint8)
+        arrays = _columns(h5, header.nframes)
+        data = _images(h5, layout, header.nframes or 0) if layout else None
+        _tree(h5, header, layout, nonce, arrays, data)
         h5.flush()
         image = h5.id.get_file_image()
         return image, find_places(h5, header.dataset, lambda offset, size: image[offset : offset + size])
@@ -147,19 +167,24 @@ def find_places(h5: h5py.File, dataset: str, read: Read) -> Places:
         return h5fields.array_fields(read, h5py.h5o.get_info(detector[name].id).addr)
 
     data = h5fields.array_fields(read, h5py.h5o.get_info(h5[dataset].id).addr) if dataset in h5 else None
-    scalars = {name: (detector[name].id.get_offset(), 8) for name in _COUNTS}
-    entry = h5[dataset.strip("/").split("/")[0]]
-    for group, name in ((detector, "end_reason"), (entry, "end_time")):
-        scalars[name] = (group[name].id.get_offset(), group[name].dtype.itemsize)
-    if any(offset is None for offset, _ in scalars.values()):
-        raise ConfigError("a count of this file has no place: it was not made by this package")
     return Places(
         data=data,
         columns={name: fields(name) for name in COLUMNS},
         missing=fields("frames_missing"),
-        scalars=scalars,
+        scalars=scalar_places(h5, dataset),
         block=int(detector["frame_status"].chunks[0]),
     )
+
+
+def scalar_places(h5: h5py.File, dataset: str) -> dict[str, tuple[int, int]]:
+    """Offset and size of each value that closing fills in; ConfigError when one has none."""
+    detector, entry = h5[detector_path(dataset)], h5[dataset.strip("/").split("/")[0]]
+    scalars = {name: (detector[name].id.get_offset(), 8) for name in _COUNTS}
+    for group, name in ((detector, "end_reason"), (entry, "end_time")):
+        scalars[name] = (group[name].id.get_offset(), group[name].dtype.itemsize)
+    if any(offset is None for offset, _ in scalars.values()):
+        raise ConfigError("a count of this file has no place: it was not made by this package")
+    return scalars
 
 
 def identity(h5: h5py.File) -> Identity:
@@ -171,7 +196,32 @@ def identity(h5: h5py.File) -> Identity:
         raise ConfigError(f"{h5.filename}: not a series file of this package") from exc
     if form != FORMAT:
         raise ConfigError(f"{h5.filename}: series file of format {form}, this version knows {FORMAT}: use a newer one")
-    return Identity(nonce, dataset, None if nframes < 0 else nframes)
+    try:
+        part, spread = _part_of(h5), _spread_of(h5)
+    except (KeyError, ValueError, TypeError) as exc:
+        raise ConfigError(f"{h5.filename}: what it says about its place among several files is damaged") from exc
+    return Identity(nonce, dataset, None if nframes < 0 else nframes, part, spread)
+
+
+def read_identity(path: Path) -> Identity | None:
+    """Of a file that may be anything; None: it is not ours, or cannot be read."""
+    try:
+        with h5py.File(path, "r", locking=False) as h5:
+            return identity(h5)
+    except (OSError, RuntimeError, ConfigError):
+        return None
+
+
+def _part_of(h5: h5py.File) -> Part | None:
+    if "series_file_set" not in h5.attrs:
+        return None
+    return Part(*(int(h5.attrs[f"series_file_{name}"]) for name in ("set", "first", "step")))
+
+
+def _spread_of(h5: h5py.File) -> Spread | None:
+    if "series_file_parts" not in h5.attrs:
+        return None
+    return Spread(int(h5.attrs["series_file_parts"]), int(h5.attrs["series_file_frames_per_file"]))
 
 
 def layout_of(dataset: h5py.Dataset) -> ImageLayout:
@@ -212,13 +262,18 @@ def _fixed(text: str, size: int) -> bytes:
     return raw.decode("utf-8", "ignore").encode().ljust(size, b"\0")
 
 
-def _tree(h5: h5py.File, header: FileHeader, layout: ImageLayout | None, nonce: int, pad: int) -> None:
+def _tree(
+    h5: h5py.File,
+    header: FileHeader,
+    layout: ImageLayout | None,
+    nonce: int,
+    arrays: Mapping[str, h5py.Dataset],
+    data: h5py.Dataset | None,
+) -> None:
+    """Groups, links and all that is said once, around the arrays, which have no names yet."""
     path = [part for part in header.dataset.split("/") if part]
     groups = detector_path(header.dataset).split("/")
     plot_name = "data" if "data" not in path[1:2] else "plot"
-    h5.attrs["_padding"] = np.zeros(pad + 8, np.uint8)
-    arrays = _columns(h5, header.nframes)
-    data = _images(h5, layout, header.nframes or 0) if layout else None
     h5.attrs.update(
         {
             "NX_class": "NXroot",
@@ -232,6 +287,9 @@ def _tree(h5: h5py.File, header: FileHeader, layout: ImageLayout | None, nonce: 
             "series_file_nframes": -1 if header.nframes is None else header.nframes,
         }
     )
+    if header.part is not None:
+        h5.attrs["series_file_set"] = np.uint64(header.part.of)
+        h5.attrs["series_file_first"], h5.attrs["series_file_step"] = header.part.first, header.part.step
     entry = _group(h5, path[0], "NXentry", default=plot_name)
     _entry(entry, header)
     for depth in range(2, len(groups)):
@@ -304,7 +362,7 @@ def _columns(h5: h5py.File, nframes: int | None) -> dict[str, h5py.Dataset]:
     arrays["frames_missing"] = missing = h5.create_dataset(
         None, shape=(0, 2), maxshape=(None, 2), chunks=(RANGE_BLOCK, 2), dtype=MISSING_TYPE
     )
-    missing.attrs["description"] = "ranges of missing frames: first, last (inclusive); filled in at the end"
+    missing.attrs["description"] = _MISSING_TEXT
     return arrays
 
 
@@ -325,6 +383,127 @@ def _images(h5: h5py.File, layout: ImageLayout, nframes: int) -> h5py.Dataset:
     )
     data.attrs["interpretation"] = "image"
     return data
+
+
+def build_master(
+    header: FileHeader,
+    layout: ImageLayout | None,
+    nonce: int,
+    spread: Spread,
+    sources: Sequence[Source],
+    length: int,
+    books: Books | None = None,
+) -> tuple[bytes, int]:
+    """The whole image of a master file that shows these files, and where frames_received is in it.
+
+    `length` frames at least; growing sources may show more. `books`: it is closed with them."""
+    with _in_memory(nonce) as h5:
+        arrays, data = _virtual_arrays(h5, header.dataset, layout, sources, length)
+        arrays["frames_missing"] = _missing_ranges(h5, books.missing if books else ())
+        _tree(h5, header, layout, nonce, arrays, data)
+        h5.attrs["series_file_parts"], h5.attrs["series_file_frames_per_file"] = spread.parts, spread.frames_per_file
+        return _with_books(h5, header.dataset, books)
+
+
+def rebuild_master(
+    image: bytes, nonce: int, layout: ImageLayout | None, sources: Sequence[Source], length: int, books: Books | None
+) -> tuple[bytes, int]:
+    """A master file made anew from one that exists: `books` None leaves counts and missing ranges as they are."""
+    with _in_memory(nonce, image) as h5:
+        dataset = identity(h5).dataset
+        detector = h5[detector_path(dataset)]
+        arrays, data = _virtual_arrays(h5, dataset, layout, sources, length)
+        if books is not None:
+            arrays["frames_missing"] = _missing_ranges(h5, books.missing)
+        for name, array in arrays.items():
+            _replace(detector, name, array)
+        if data is not None:
+            _replace_images(h5, dataset, data)
+        return _with_books(h5, dataset, books)
+
+
+def _replace_images(h5: h5py.File, dataset: str, data: h5py.Dataset) -> None:
+    """Under each of their names; whole images made of modules follow by themselves."""
+    entry = h5[dataset.split("/")[0]]
+    detector, plot = h5[detector_path(dataset)], entry[entry.attrs["default"]]
+    for group, name in ((h5, dataset), (plot, "data"), (detector, "data")):
+        if name in group:
+            _replace(group, name, data)
+
+
+def _replace(group: h5py.Group, name: str, array: h5py.Dataset) -> None:
+    del group[name]
+    group[name] = array
+
+
+def _in_memory(nonce: int, image: bytes | None = None) -> h5py.File:
+    """Only this form of file keeps a strided selection in few bytes."""
+    name = f"master-{nonce:016x}"
+    form = ("v110", "v110")
+    if image is None:
+        return h5py.File(name, "w", driver="core", backing_store=False, libver=form)
+    plist = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    plist.set_fapl_core(1 << 20, False)
+    plist.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    plist.set_file_image(image)
+    return h5py.File(h5py.h5f.open(name.encode(), h5py.h5f.ACC_RDWR, plist))
+
+
+def _with_books(h5: h5py.File, dataset: str, books: Books | None) -> tuple[bytes, int]:
+    h5.flush()
+    image, places = bytearray(h5.id.get_file_image()), scalar_places(h5, dataset)
+    for name, value in scalar_values(books).items() if books else ():
+        image[places[name][0] : places[name][0] + len(value)] = value
+    return bytes(image), places["frames_received"][0]
+
+
+def _virtual_arrays(
+    h5: h5py.File, dataset: str, layout: ImageLayout | None, sources: Sequence[Source], length: int
+) -> tuple[dict[str, h5py.Dataset], h5py.Dataset | None]:
+    """Per-frame arrays and images over these files, without a name yet."""
+    detector = detector_path(dataset)
+    length = max([length, *(s.first + s.step * (s.length - 1) + 1 for s in sources if s.length)])
+    arrays = {}
+    for name, (dtype, fill, attributes) in COLUMNS.items():
+        arrays[name] = _virtual(h5, sources, f"{detector}/{name}", (length,), dtype, fill)
+        arrays[name].attrs.update(attributes)
+    if layout is None:
+        return arrays, None
+    inner = (layout.modules, *layout.shape) if layout.modules > 1 else layout.shape
+    data = _virtual(h5, sources, dataset, (length, *inner), np.dtype(layout.dtype), 0)
+    data.attrs["interpretation"] = "image"
+    return arrays, data
+
+
+def _virtual(
+    h5: h5py.File, sources: Sequence[Source], dataset: str, shape: tuple[int, ...], dtype: np.dtype, fill: Any
+) -> h5py.Dataset:
+    """A virtual dataset of `shape` over this dataset of each source."""
+    inner = shape[1:]
+    if not sources:  # HDF5 has no virtual dataset over nothing
+        return h5.create_dataset(None, shape, dtype, maxshape=(None, *inner), chunks=(1, *inner), fillvalue=fill)
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_fill_value(np.array(fill, dtype))
+    below, limits = (0,) * len(inner), (h5py.h5s.UNLIMITED, *inner)
+    end = max(source.first + source.step * (source.length or 1) for source in sources)
+    there, here = (h5py.h5s.create_simple((max(end, shape[0]), *inner), limits) for _ in range(2))
+    path = f"/{dataset}".replace("%", "%%").encode()
+    for source in sources:
+        count = h5py.h5s.UNLIMITED if source.length is None else source.length
+        ones = (1,) * len(inner)
+        there.set_extent_simple((source.length or 1, *inner), limits)
+        there.select_hyperslab((0, *below), (count, *ones), block=(1, *inner))
+        here.select_hyperslab((source.first, *below), (count, *ones), (source.step, *ones), (1, *inner))
+        plist.set_virtual(here, os.fsencode(source.name.replace("%", "%%")), path, there)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    return h5py.Dataset(h5py.h5d.create(h5.id, None, kind, h5py.h5s.create_simple(shape, limits), plist))
+
+
+def _missing_ranges(h5: h5py.File, ranges: Sequence[tuple[int, int]]) -> h5py.Dataset:
+    rows = np.array(ranges, MISSING_TYPE).reshape(-1, 2)
+    missing = h5.create_dataset(None, data=rows, maxshape=(None, 2), chunks=(RANGE_BLOCK, 2))
+    missing.attrs["description"] = _MISSING_TEXT
+    return missing
 
 
 def _early(group: h5py.Group, name: str, dtype: np.dtype, value: Any) -> None:

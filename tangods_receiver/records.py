@@ -80,6 +80,15 @@ class ImageLayout:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several files of a series, with frames `first`, first + `step`, ...; `of` the nonce of the master file."""
+
+    of: int
+    first: int
+    step: int
+
+
+@dataclass(frozen=True)
 class FileHeader:
     """What is known when a series starts; times in unix seconds, `nframes` None: not announced."""
 
@@ -89,6 +98,7 @@ class FileHeader:
     start_time: float
     metadata: Mapping[str, Any]
     filename: str = ""
+    part: Part | None = None  # where this is one of several files; all frames are then positions in it
 
 
 class Record(NamedTuple):  # one is made for each frame: a quarter of the time of a frozen dataclass

@@ -107,7 +107,7 @@ class SeriesFile:
             os.close(fd)
             made.unlink(missing_ok=True)
             if isinstance(exc, OSError):
-                raise _write_error("create", path, exc) from exc
+                raise write_error("create", path, exc) from exc
             raise
         file.payload_crc = payload_crc
         return file
@@ -130,7 +130,7 @@ class SeriesFile:
             os.close(fd)
             beside.unlink(missing_ok=True)
             if isinstance(exc, OSError):
-                raise _write_error("define the images of", self.path, exc) from exc
+                raise write_error("define the images of", self.path, exc) from exc
             raise
         os.close(self._fd)
         kept = {"path": self.path, "payload_crc": self.payload_crc}
@@ -142,7 +142,7 @@ class SeriesFile:
             image, self._places = nexus.build(self._header, self.layout, self._nonce)
         except (ValueError, TypeError) as exc:
             raise StreamError(f"frames of {self.layout} cannot be stored in HDF5: {exc}") from exc
-        self._catalogue = Catalogue(self._places, self.layout, self._header.nframes or 0)
+        self._catalogue = Catalogue(self._places, self.layout, self._header.nframes or 0, self._header.part)
         _lock_shared(self._fd, self.path)
         self._end = aligned(len(image))
         self._size = self._eof = 0
@@ -163,6 +163,12 @@ class SeriesFile:
         these records is in the file; all earlier ones are, and it can still be committed and closed."""
         if not records:
             return 0
+        batch, payload = self.write(records)
+        self.keep(batch)
+        return payload
+
+    def write(self, records: Sequence[Record]) -> tuple[_Batch, int]:
+        """The first half of `append`: on the disk, but of no effect before `keep`; with the bytes of their payloads."""
         packed, batch = self._pack(records)
         try:
             with self._lock:
@@ -171,20 +177,27 @@ class SeriesFile:
                 batch.start = self._take(packed.total)
                 self._inflight_cost += batch.cost
         except OSError as exc:
-            raise _write_error("write to", self.path, exc) from exc
+            raise write_error("write to", self.path, exc) from exc
         try:
             packed.write(self._fd, batch.start)
         except OSError as exc:
-            self._erase(batch)
-            with self._lock:
-                self._inflight_cost -= batch.cost
-            raise _write_error(f"write {packed.total} bytes to", self.path, exc) from exc
+            self.take_back(batch)
+            raise write_error(f"write {packed.total} bytes to", self.path, exc) from exc
+        return batch, packed.payload
+
+    def keep(self, batch: _Batch) -> None:
+        """What `write` wrote is in the file: the next commit shows it."""
         with self._lock:
             self._inflight_cost -= batch.cost
             self._done.append(batch)
             self._leaves |= batch.leaves
             self._blocks |= batch.blocks
-        return packed.payload
+
+    def take_back(self, batch: _Batch) -> None:
+        """What `write` wrote is not in the file."""
+        self._erase(batch)
+        with self._lock:
+            self._inflight_cost -= batch.cost
 
     def _pack(self, records: Sequence[Record]) -> tuple[PythonPacked, _Batch]:
         """StreamError when a record does not fit."""
@@ -270,7 +283,7 @@ class SeriesFile:
             try:
                 self._commit()
             except OSError as exc:
-                raise _write_error("commit", self.path, exc) from exc
+                raise write_error("commit", self.path, exc) from exc
 
     def _commit(self, last: bool = False) -> None:
         if self._is_deleted():
@@ -341,7 +354,7 @@ class SeriesFile:
                 self._end_here()
                 self._release()  # network file systems tell here what they could not write
             except OSError as exc:
-                raise _write_error("close", self.path, exc) from exc
+                raise write_error("close", self.path, exc) from exc
             finally:
                 with suppress(OSError):
                     self._release()
@@ -377,7 +390,7 @@ class SeriesFile:
             finally:
                 os.close(fd)
         except OSError as exc:
-            raise _write_error("sync", self.path, exc) from exc
+            raise write_error("sync", self.path, exc) from exc
 
     def _second_fd(self) -> int:
         """The file opened again: it may have been moved, and `close` must not wait for who uses this one. Not a copy of
@@ -436,7 +449,7 @@ def _open_new(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError as exc:
-        raise _write_error("create", path, exc) from exc
+        raise write_error("create", path, exc) from exc
 
 
 def _lock_shared(fd: int, path: Path) -> None:
@@ -447,6 +460,6 @@ def _lock_shared(fd: int, path: Path) -> None:
         log.warning("%s: no lock on this file system (%s): keep other writers away from the file", path, exc)
 
 
-def _write_error(action: str, path: Path, exc: OSError) -> WriteError:
+def write_error(action: str, path: Path, exc: OSError) -> WriteError:
     reason = _ADVICE.get(exc.errno or 0, "look at the file system")
     return WriteError(f"cannot {action} {path}: {exc.strerror or exc}: {reason}")
