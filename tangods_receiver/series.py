@@ -15,6 +15,7 @@ from typing import Any
 from tangods_receiver import ledger as ledgers
 from tangods_receiver.codecs import stored_as
 from tangods_receiver.errors import StreamError
+from tangods_receiver.fileset import FileSet
 from tangods_receiver.ledger import Ledger, Verdict
 from tangods_receiver.protocol import Buffer, Frame, SeriesEnd, SeriesStart
 from tangods_receiver.protocol.stins import ITEMSIZE
@@ -52,7 +53,7 @@ class Series:
         self._chain = chain
         self.impossible = ""  # why the pixel work cannot be done on such frames
         self.layout = self._announced_layout()
-        self.file: SeriesFile | None = None
+        self.file: SeriesFile | FileSet | None = None
         self.ready = False  # the file is there, or there is none to be
         self.closing = False
         self.busy = 0  # batches on their way to the disk
@@ -89,6 +90,16 @@ class Series:
         if serial <= first or (self.end_serial is not None and serial > self.end_serial):
             return False
         return self._before is None or not self._fits_before(frame.number, serial, first)
+
+    def _owns_all(self, frames: Sequence[Frame]) -> bool:
+        """Are all these frames, of the same series id or none, its own? False also where that takes a closer look."""
+        start, series = self.start, frames[0].series
+        if start.series is not None and series is not None:
+            return series == start.series
+        serials = [frame[6] for frame in frames]
+        if start.serial is None or self._before is not None or None in serials:
+            return False
+        return min(serials) > start.serial and (self.end_serial is None or max(serials) <= self.end_serial)  # type: ignore
 
     def ends_with(self, end: SeriesEnd) -> bool:
         """Is this the end message of this series?"""
@@ -134,12 +145,12 @@ class Series:
     def _are_plain(self, frames: Sequence[Frame]) -> bool:
         """Nearly always: all of this series, all alike, none repeated, all to be written. They are then entered."""
         first, step = frames[0], 1
-        if self.file is None or self.failure or self.layout is None or first.series is None:
-            return False
-        if first.series != self.start.series or self._mismatch(first) is not None:
+        if self.file is None or self.failure or self.layout is None or self._mismatch(first) is not None:
             return False
         kind = first[1:4], first[5], first[7], first[9:11]
         if first.discard or first.more or any((f[1:4], f[5], f[7], f[9:11]) != kind for f in frames):
+            return False
+        if not self._owns_all(frames):
             return False
         if len(frames) > 1:
             step = frames[1].number - first.number

@@ -293,3 +293,46 @@ def test_cbf_is_announced_as_what_it_will_be():
     series = Series(1, SeriesStart("", shape=(4, 2, 2), dtype="int32", codec="cbf"))
     assert (series.layout.codec, series.layout.modules, series.layout.shape) == ("none", 4, (2, 2))
     assert series.frame_bytes == 16 and series_module.frame_bytes(SeriesStart("")) == 0
+
+
+BATCHED_LAYOUTS = st.sampled_from(
+    [{}] * 20 + [{"dtype": "int8"}, {"more": (b"efgh",)}, {"discard": True}, {"module": 1}]
+)
+
+
+@given(
+    st.sampled_from([None, 1]),
+    st.sampled_from([None, 4]),
+    st.sampled_from([None, 3, 40]),
+    st.lists(
+        st.tuples(
+            st.integers(0, 30), st.integers(1, 8), st.sampled_from([1, 1, 1, 2, -1]), ids, BATCHED_LAYOUTS, serials
+        ),
+        max_size=8,
+    ),
+    st.none() | st.integers(4, 30),
+)
+def test_batch_at_once_as_one_by_one(id_, serial, nframes, batches, end_serial):
+    """The short way of batches that are all alike leads to the same records and books."""
+    results = []
+    for closer_look in (False, True):
+        series = Series(1, SeriesStart("x", serial, id_, nframes, (2, 2), "uint8", "none"))
+        series.file, series.ready = MemoryFile("x", None, series.layout), True
+        if closer_look:
+            series._are_plain = lambda frames: False
+        seen = []
+        for k, (first, count, step, own, odd, odd_serial) in enumerate(batches):
+            if k == len(batches) // 2 and end_serial is not None:
+                series.end(SeriesEnd(end_serial, id_), 0.0)
+            numbers = [n for n in range(first, first + count * step, step) if n >= 0]
+            batch = [frame(n, series=own, serial=n + 5) for n in numbers]
+            if batch:
+                batch[-1] = batch[-1]._replace(**odd)
+                if odd_serial is not None:
+                    batch[0] = batch[0]._replace(serial=odd_serial)
+                records, strangers = series.admit(batch, 0)
+                seen.append(([record._replace(arrived=0.0) for record in records], strangers))
+        ledger = series.ledger
+        books = ledger.complete, ledger.repeated, ledger.foreign, ledger.highest, ledger.missing(), series.messages
+        results.append((seen, books, series.tallies[0]))
+    assert results[0] == results[1]
