@@ -357,6 +357,7 @@ class StreamReceiver(Device):
         """Also after Init and DevRestart. Never fails: what is wrong becomes FAULT and a sentence."""
         self._now = stats.Snapshot(state="error", error="not started yet")
         self._pushed: dict[str, Any] = {}
+        self._handed_over: stats.Snapshot | None = None
         self._stop = threading.Event()
         self._log = tango_edge.attach_log(self)
         self._events = tango_edge.EventPusher(self)
@@ -463,7 +464,7 @@ class StreamReceiver(Device):
 
     def _hand_over(self) -> None:
         now, events = self._now, self._events
-        if events is None:
+        if events is None or now == self._handed_over:
             return
         if self._pushed.get("State") != (state := (now.state, status_text(now))):
             self._pushed["State"] = state
@@ -472,6 +473,7 @@ class StreamReceiver(Device):
             if self._pushed.get(name) != (value := get(now)):
                 self._pushed[name] = value
                 events.push(name, value)
+        self._handed_over = now
 
 
 def status_text(now: stats.Snapshot) -> str:

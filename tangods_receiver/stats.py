@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 WINDOW = 1.0  # s that rates and shares look back
+TIMES = ("waiting", "transforming", "writing")
 RESOLUTION = 0.25  # s; workers look at their sockets and the meter at the workers every 0.1 s: what is less is nothing
 
 
@@ -72,8 +73,9 @@ class Loss:
 @dataclass(frozen=True)
 class WorkerStats:
     """One worker. Frames, bytes, batches and seconds since the engine began, which never go back (`Tally` says what
-    they are); `rate` frames received/s, `throughput` bytes written/s, `batch_size` frames, `full_share` of the batches
-    and the shares `now` over the last second; `overall` since the engine began.
+    they are; the seconds are told once a second, so that an idle worker has no news); `rate` frames received/s,
+    `throughput` bytes written/s, `batch_size` frames, `full_share` of the batches and the shares `now` over the last
+    second; `overall` since the engine began.
 
     ZeroMQ does not tell how much is waiting; `behind` is the next best: seconds since the socket was last found empty,
     0 when that was just now. With `full_share` 1 the worker is the bottleneck."""
@@ -114,13 +116,12 @@ class _Dial:
         """`tally` of all that it did since the engine began."""
         self._look_for_an_empty_socket(now, tally)
         if now - self._sampled >= WINDOW:
-            self._recent = self._measured(tally, now - self._sampled)
+            self._recent = self._measured(now, tally)
             self._sampled, self._sample = now, replace(tally)
         behind = now - self._empty
         return replace(
             self._recent,
-            **_known(WorkerStats, vars(tally)),
-            overall=Shares.of(tally, now - self._began),
+            **{key: value for key, value in _known(WorkerStats, vars(tally)).items() if key not in TIMES},
             behind=round(behind, 2) if behind > RESOLUTION else 0.0,
         )
 
@@ -130,8 +131,8 @@ class _Dial:
         if batches > full or (not batches and tally.waiting > before.waiting):
             self._empty = now
 
-    def _measured(self, tally: Tally, seconds: float) -> WorkerStats:
-        before = self._sample
+    def _measured(self, now: float, tally: Tally) -> WorkerStats:
+        before, seconds = self._sample, now - self._sampled
         past = Tally(**{f.name: getattr(tally, f.name) - getattr(before, f.name) for f in fields(Tally)})
         return WorkerStats(
             self._index,
@@ -140,6 +141,8 @@ class _Dial:
             batch_size=round(past.received / past.batches, 1) if past.batches else 0.0,
             full_share=_part(past.full, past.batches),
             now=Shares.of(past, seconds),
+            overall=Shares.of(tally, now - self._began),
+            **{key: getattr(tally, key) for key in TIMES},
         )
 
 

@@ -38,6 +38,7 @@ def test_rates_over_the_last_second():
     assert (after_one.rate, after_one.throughput, after_one.batch_size, after_one.full_share) == (500, 5_000, 10, 0.4)
     assert after_one.now == after_one.overall == Shares(0.5, 0.25, 0.125)
     assert (between.rate, between.now, between.received) == (500, after_one.now, 900), "counts are of this moment"
+    assert (between.waiting, between.overall) == (after_one.waiting, after_one.overall)
     assert (after_two.rate, after_two.throughput, after_two.batch_size) == (500, 10_000, 83.3)
     assert after_two.now == Shares(0.0, 0.0, 1.0)
     assert after_two.overall == Shares(0.167, 0.083, 0.708)
@@ -71,8 +72,13 @@ def test_what_is_less_than_the_distance_of_two_looks_is_not_behind():
     assert last.behind == 0.0
 
 
+def test_an_idle_worker_has_no_news():
+    looks = meter_of_one(*((2.0 + k / 10, Tally(batches=1, waiting=1.9 + k / 10)) for k in range(10)))
+    assert len(set(looks)) == 1
+
+
 def test_a_worker_tells_all_that_is_counted():
-    (worker,) = meter_of_one((0.5, Tally(**{name: number for number, name in enumerate(COUNTS, 1)})))
+    (worker,) = meter_of_one((1.0, Tally(**{name: number for number, name in enumerate(COUNTS, 1)})))
     assert [getattr(worker, name) for name in COUNTS] == list(range(1, len(COUNTS) + 1))
 
 
