@@ -14,7 +14,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,6 +29,8 @@
 #define SENDERS_MAX 64
 #define BLOCK 4096 /* pixels; bitshuffle's block of uint16 */
 #define ROUGH 100e-6 /* s; a shorter time is not slept away */
+#define PAUSE 1e-3 /* s between looks for a free picture; waking for each costs up to half of sending it */
+#define ENOUGH 4 /* a sender that had none goes on when one in so many is free */
 
 static const char *usage =
     "usage: generator [-e endpoint[,endpoint...]] [-k senders] [-p stins|dectris1] [-r rows] [-c columns] [-n frames]\n"
@@ -44,7 +45,7 @@ struct tag {
 };
 
 struct buffer {
-    sem_t *credit; /* posted when ZeroMQ has let go of the picture */
+    atomic_long *free; /* of the sender's pictures, those that ZeroMQ does not hold */
     atomic_bool held;
     uint32_t number;
     unsigned char *data;
@@ -55,7 +56,7 @@ struct sender {
     char endpoint[256];
     struct buffer *pool;
     long count, next;
-    sem_t credit;
+    atomic_long free;
     long first; /* of its frames in each series */
     pthread_t thread;
 };
@@ -71,7 +72,7 @@ static struct {
 static void die(const char *what)
 {
     fprintf(stderr, "generator: %s: %s\n", what, zmq_strerror(errno));
-    exit(errno == EAGAIN || errno == ETIMEDOUT ? 3 : 1);
+    exit(errno == EAGAIN ? 3 : 1);
 }
 
 static double now(void)
@@ -102,20 +103,27 @@ static void let_go(void *data, void *hint)
     struct buffer *buffer = hint;
     (void)data;
     atomic_store_explicit(&buffer->held, 0, memory_order_release);
-    sem_post(buffer->credit);
+    atomic_fetch_add(buffer->free, 1);
+}
+
+static void wait_for_free(struct sender *s)
+{
+    double until = now() + 1e-3 * (double)job.limit_ms;
+    while (atomic_load(&s->free) < 1 + s->count / ENOUGH) {
+        if (now() > until) {
+            errno = EAGAIN;
+            die("nobody takes the stream");
+        }
+        pause_for(PAUSE);
+    }
 }
 
 /* The next picture that ZeroMQ does not hold. They come back in order, but for those of different connections. */
 static struct buffer *take(struct sender *s)
 {
-    if (sem_trywait(&s->credit)) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec += 1 + job.limit_ms / 1000;
-        while (sem_timedwait(&s->credit, &until))
-            if (errno != EINTR)
-                die("nobody takes the stream");
-    }
+    if (!atomic_load(&s->free))
+        wait_for_free(s);
+    atomic_fetch_sub(&s->free, 1);
     for (;; s->next++) {
         struct buffer *buffer = &s->pool[s->next % s->count];
         if (!atomic_load_explicit(&buffer->held, memory_order_acquire)) {
@@ -144,11 +152,12 @@ static void make_pool(struct sender *s, uint32_t first, const unsigned char *pay
 {
     long n = POOL_BYTES / job.senders / (long)job.size;
     s->count = n = n < POOL_MIN ? POOL_MIN : n > POOL_MAX ? POOL_MAX : n;
-    if (!(s->pool = calloc((size_t)n, sizeof *s->pool)) || sem_init(&s->credit, 0, (unsigned)n))
+    if (!(s->pool = calloc((size_t)n, sizeof *s->pool)))
         die("memory for the pictures");
+    atomic_store(&s->free, n);
     for (long b = 0; b < n; b++) {
         struct buffer *buffer = &s->pool[b];
-        buffer->credit = &s->credit;
+        buffer->free = &s->free;
         buffer->number = first + (uint32_t)b;
         if (!(buffer->data = malloc(job.size)))
             die("memory for the pictures");
