@@ -243,6 +243,7 @@ class Stage:
         self.yard.untouched()
         for path in self.yard.written():
             report = check(path)
-            problems = [p for p in report.problems if "decod" not in p and "bslz4" not in p]
+            harmless = ("decod", "bslz4", "frames_missing lists")  # the last: frames beyond what was stored last
+            problems = [p for p in report.problems if not any(word in p for word in harmless)]
             if problems:
                 raise Broken(f"{path}: {problems}")
