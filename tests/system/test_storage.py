@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -292,12 +292,18 @@ class Flood:
             self.endpoint = f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
             self._ready.set()
             for message in self._messages():
-                while not socket.poll(50, zmq.POLLOUT):
-                    if self._over.is_set():
-                        return
-                socket.send_multipart(message)
+                if not self._sent(socket, message):
+                    return
                 self.sent += 1
             self._over.wait()  # what is on its way must not be dropped
+
+    def _sent(self, socket: zmq.Socket, message: list) -> bool:
+        while not self._over.is_set():
+            with suppress(zmq.Again):
+                if socket.poll(50, zmq.POLLOUT):
+                    socket.send_multipart(message, zmq.NOBLOCK)
+                    return True
+        return False
 
     def _messages(self) -> Iterator[list]:
         pixels = np.zeros(self.SHAPE, np.uint16)
