@@ -2,7 +2,14 @@
 """Pixel work that libraries do too slowly, without the GIL. The C beside it says what each kernel promises."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, PyObject
 from libc.stdint cimport int8_t, int16_t, int32_t, uint8_t, uint16_t, uint32_t, uintptr_t
+
+
+cdef extern from "Python.h":
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) except NULL
+    int resize_bytes "_PyBytes_Resize"(PyObject **, Py_ssize_t) except -1
+    char *start_of "PyBytes_AS_STRING"(PyObject *)
 
 
 cdef extern from "_pixels_kernels.h" nogil:
@@ -58,12 +65,10 @@ def cbf_to_bslz4(const uint8_t[::1] code, size_t pixels):
     cdef Py_ssize_t found
     if not size:
         return 0, b""
-    cdef bytes chunk = PyBytes_FromStringAndSize(NULL, pixels_bslz4_bound(pixels, 4))
-    cdef uint8_t *target = <uint8_t *>PyBytes_AS_STRING(chunk)
+    cdef PyObject *chunk = new_bytes(NULL, pixels_bslz4_bound(pixels, 4))
+    cdef uint8_t *target = <uint8_t *>start_of(chunk)
     with nogil:
         found = pixels_cbf_to_bslz4(&code[0], size, pixels, target, &written, _compress)
-    if not written:
-        raise RuntimeError("LZ4 failed")
     return found, _cut(chunk, written)
 
 
@@ -72,18 +77,21 @@ def bslz4_encode(const uint8_t[::1] plain, size_t itemsize):
     cdef size_t elements = plain.shape[0] // itemsize, written = 0
     if itemsize not in (1, 2, 4, 8) or not elements:
         raise ValueError(f"{plain.shape[0]} bytes of elements of {itemsize}")
-    cdef bytes chunk = PyBytes_FromStringAndSize(NULL, pixels_bslz4_bound(elements, itemsize))
-    cdef uint8_t *target = <uint8_t *>PyBytes_AS_STRING(chunk)
+    cdef PyObject *chunk = new_bytes(NULL, pixels_bslz4_bound(elements, itemsize))
+    cdef uint8_t *target = <uint8_t *>start_of(chunk)
     with nogil:
         written = pixels_bslz4_encode(&plain[0], elements, itemsize, target, _compress)
-    if not written:
-        raise RuntimeError("LZ4 failed")
     return _cut(chunk, written)
 
 
-cdef bytes _cut(bytes chunk, size_t size):
-    """The first bytes, as a copy: memory of the bound's size would stay reserved as long as the chunk waits."""
-    return chunk[:size]
+cdef bytes _cut(PyObject *chunk, size_t size):
+    """The first bytes, without a copy: what is behind them goes back to the system. Takes the reference."""
+    resize_bytes(&chunk, size)
+    cdef bytes cut = <bytes>chunk
+    Py_DECREF(cut)
+    if not size:
+        raise RuntimeError("LZ4 failed")
+    return cut
 
 
 def bitshuffle(const uint8_t[::1] plain, size_t itemsize):

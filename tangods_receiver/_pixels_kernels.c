@@ -382,28 +382,32 @@ static void planes(const uint8_t *in, size_t n, int bits, uint8_t *out, size_t s
 }
 
 /* Bits from the lowest that differ from an element's highest in any element: those above are copies of it. Counts are
-   small, gaps -1 and masked pixels all ones: mostly three or four planes of 32 say all. */
-static int significant(const uint8_t *in, size_t n, size_t itemsize)
+   small, gaps -1 and masked pixels all ones: mostly a few planes of 32 say all. */
+static inline __attribute__((always_inline)) int significant(const uint8_t *in, size_t n, size_t itemsize)
 {
-    if (itemsize == 4) {
-        uint32_t all = 0;
+    uint32_t all = 0;
+    if (itemsize == 4)
         for (size_t i = 0; i < n; i++) {
             uint32_t v = read_u32(in + 4 * i);
             all |= v ^ (uint32_t)((int32_t)v >> 31);
         }
-        return all ? 32 - __builtin_clz(all) : 0;
-    }
-    if (itemsize == 2) {
-        uint32_t all = 0;
+    else if (itemsize == 2)
         for (size_t i = 0; i < n; i++) {
             uint16_t v;
             memcpy(&v, in + 2 * i, 2);
             all |= (uint16_t)(v ^ (uint16_t)((int16_t)v >> 15));
         }
-        return all ? 32 - __builtin_clz(all) : 0;
-    }
-    return (int)(8 * itemsize);
+    else
+        return (int)(8 * itemsize);
+    return all ? 32 - __builtin_clz(all) : 0;
 }
+
+#if X86
+AVX2 static int significant_avx2(const uint8_t *in, size_t n, size_t itemsize)
+{
+    return significant(in, n, itemsize);
+}
+#endif
 
 /* Bytes 0 to count - 1 of each of n elements, n bytes for each. */
 static void gather_all(const uint8_t *in, size_t n, size_t itemsize, size_t count, uint8_t *out)
@@ -422,7 +426,13 @@ static void gather_all(const uint8_t *in, size_t n, size_t itemsize, size_t coun
 static void shuffle(const uint8_t *in, size_t n, size_t itemsize, uint8_t *out, uint8_t *bytes)
 {
     const size_t plane = n / 8;
-    const int total = (int)(8 * itemsize), needed = significant(in, n, itemsize);
+    const int total = (int)(8 * itemsize);
+#if X86
+    int needed = level == 2 ? significant_avx2(in, n, itemsize) : significant(in, n, itemsize);
+#else
+    int needed = significant(in, n, itemsize);
+#endif
+    needed = needed < total ? needed + 1 : total; /* and the highest bit, of which the planes above are copies */
     if (itemsize > 1)
         gather_all(in, n, itemsize, (size_t)(needed + 7) / 8, bytes);
     for (size_t which = 0; (int)(8 * which) < needed; which++) {
@@ -430,15 +440,9 @@ static void shuffle(const uint8_t *in, size_t n, size_t itemsize, uint8_t *out, 
         int bits = needed - (int)(8 * which) < 8 ? needed - (int)(8 * which) : 8;
         planes(from, n, bits, out + 8 * which * plane, plane);
     }
-    if (needed < total) { /* the sign, and its copies below it */
-        uint8_t *sign = out + (size_t)needed * plane;
-        gather(in, n, itemsize, itemsize - 1, bytes);
-        for (size_t i = 0; i < n; i++)
-            bytes[i] >>= 7;
-        planes(bytes, n, 1, sign, plane);
-        for (int bit = needed + 1; bit < total; bit++)
-            memcpy(out + (size_t)bit * plane, sign, plane);
-    }
+    const uint8_t *highest = out + (size_t)(needed - 1) * plane;
+    for (int bit = needed; bit < total; bit++)
+        memcpy(out + (size_t)bit * plane, highest, plane);
 }
 
 void pixels_bitshuffle(const uint8_t *in, size_t n, size_t itemsize, uint8_t *out)
