@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from sizes import SIZES, Size
 from summary import Bar
 
-CURVE = ["2kB", "6kB", "20kB", "60kB", "200kB", "600kB", "2MB", "6MB", "20MB"]
-TABLE = ["20kB", "200kB", "2MB", "20MB", "2MB/8"]
+TABLE = ["20kB", "200kB", "2MB", "20MB"]
+BETWEEN = ["2kB", "6kB", "60kB", "600kB", "6MB"]
 REFERENCE = "pwrite"
 NEVER = "ours:commit3600"
 
@@ -31,53 +31,55 @@ class Plan:
 
 
 def table(quick: bool) -> Plan:
-    keys = ["null", "pwrite", "chunk", "h5py", "ours", "ours:nofile"]
-    more = ["pwrite:w2", "pwrite:w2:p2", "ours:w2", "ours:w2:p2"]
+    keys = ("null", "pwrite", "chunk", "h5py", "ours", "ours:nofile", "ours:w2", "ours:w2:p2")
     names = ["20kB", "200kB"] if quick else TABLE
-    return Plan("table", "Side by side", _sizes(names, quick), (*keys, *more), 2 if quick else 7)
+    return Plan("table", "Side by side", _sizes(names, quick), keys, 2 if quick else 7)
 
 
 def curves(quick: bool) -> Plan:
-    names = ["2kB", "20kB", "200kB", "2MB"] if quick else CURVE
+    """The sizes between those of the table: together they make the pictures."""
     keys = ("null", "pwrite", "chunk", "ours", "ours:nofile")
-    return Plan("curves", "Frame size", _sizes(names, quick), keys, 1 if quick else 5)
+    return Plan("curves", "More frame sizes", _sizes(["2kB", "2MB"] if quick else BETWEEN, quick), keys, _few(quick))
+
+
+def compressed(quick: bool) -> Plan:
+    return Plan("compressed", "Compressed frames", _sizes(["2MB/8"], quick), ("pwrite", "chunk", "ours"), _few(quick))
 
 
 def workers(quick: bool) -> Plan:
-    """Receive only: workers x I/O threads x contexts. With files: the same with a context each, and some more."""
+    """Receive only: workers x I/O threads x contexts. With files: some of them, and C."""
     many, io = ([1, 2], [1, 2]) if quick else ([1, 2, 4], [1, 2, 4])
-    grid = [(w, n) for w in many for n in io]
-    keys = [f"ours:w{w}:io{n}:nofile" for w, n in grid]
-    keys += [f"ours:w{w}:io{n}:shared:nofile" for w, n in grid if w > 1]
-    keys += [f"ours:w{w}:io{n}" for w, n in grid]
-    if not quick:
-        keys += [f"ours:w{w}:io2:shared" for w in many if w > 1]
-        keys += [f"ours:w{w}:io2:p{w}" for w in many if w > 1]
-        keys += ["null", "null:w2", "pwrite", "pwrite:w2", "pwrite:w2:p2"]
-    names = ["200kB"] if quick else ["20kB", "20MB"]
-    rounds = 1 if quick else 5
-    return Plan(
-        "workers", "Workers and I/O threads", _sizes(names, True), tuple(keys), rounds, "ours:w1:io2", "one worker"
-    )
+    keys = [f"ours:w{w}:io{n}:nofile" for w in many for n in io]
+    keys += [f"ours:w{w}:io{n}:shared:nofile" for w in many for n in io if w > 1 < n]
+    keys += [f"ours:w{w}:io{n}" for w in many for n in io if n < 4]
+    keys += ["ours:w2:io2:shared", *(f"ours:w{w}:io2:p{w}" for w in many if w > 1)]
+    keys += ["null", "null:w2", "pwrite", "pwrite:w2", "pwrite:w2:p2"]
+    sizes = _sizes(["200kB"] if quick else ["20kB", "20MB"], True)
+    return Plan("workers", "Workers and I/O threads", sizes, tuple(keys), _few(quick), "ours:w1:io2", "one worker")
 
 
 def commits(quick: bool) -> Plan:
     names = ["20kB"] if quick else ["20kB", "200kB"]
-    return Plan("commits", "Commits", _sizes(names, False), ("ours", NEVER), 2 if quick else 15, NEVER, "never")
+    return Plan("commits", "Commits", _sizes(names, False), ("ours", NEVER), 2 if quick else 9, NEVER, "never")
 
 
-PLANS = {"table": table, "curves": curves, "workers": workers, "commits": commits}
+PLANS = {"table": table, "curves": curves, "compressed": compressed, "workers": workers, "commits": commits}
 
 BARS = {
     "table": [
         *[Bar("one worker, of C pwrite", s, "ours", REFERENCE, least=b) for s, b in (("20kB", 0.8), ("200kB", 0.95))],
         *[Bar("one worker, of C pwrite", s, "ours", REFERENCE, least=b) for s, b in (("2MB", 0.9), ("20MB", 0.95))],
         Bar("CPU per frame, of C pwrite", "20kB", "ours", REFERENCE, most=1.5),
-        *[Bar("two workers, of one", s, "ours:w2", "ours", least=0.9) for s in TABLE[:4]],
-        *[Bar("two workers, two files, of one (8 cores)", s, "ours:w2:p2", "ours", least=1.6) for s in TABLE[:4]],
+        *[Bar("two workers, of one", s, "ours:w2", "ours", least=0.9) for s in TABLE],
+        *[Bar("two workers, two files, of one", s, "ours:w2:p2", "ours", least=1.6, cores=8) for s in TABLE],
     ],
     "commits": [Bar("commit each second, of never", s, "ours", NEVER, least=0.97) for s in ("20kB", "200kB")],
 }
+
+
+def _few(quick: bool) -> int:
+    """Rounds."""
+    return 1 if quick else 5
 
 
 def _sizes(names: list[str], fewer: bool) -> tuple[Size, ...]:

@@ -31,25 +31,31 @@ CURVES = {  # key -> label, colour, line
 MARKS = (("D", "C1"), ("D", "C3"), ("^", "C2"), ("v", "C6"), ("P", "C4"), ("X", "C5"))  # of other systems
 
 
-def draw(folder: Path, results: Sequence[Result]) -> dict[str, str]:
+def draw(folder: Path, about: dict[str, Any], results: Sequence[Result]) -> dict[str, str]:
     """PNG files into the folder; their names and what they show."""
     drawn = {}
+    sizes = [row for result in results if result.plan.name in ("table", "curves") for row in result.rows]
+    if sizes:
+        for name, unit in (("frames", "frames/s"), ("throughput", "MB/s")):
+            against_size(folder / f"{name}.png", sizes, unit, _where(about))
+            drawn[f"{name}.png"] = f"{unit} against frame size, with and without files"
     for result in results:
-        if result.plan.name == "curves":
-            for name, unit in (("frames", "frames/s"), ("throughput", "MB/s")):
-                against_size(folder / f"{name}.png", result.rows, unit)
-                drawn[f"{name}.png"] = f"{unit} against frame size, with and without files"
         if result.plan.name == "workers":
-            against_threads(folder / "workers.png", result.plan, result.rows)
+            against_threads(folder / "workers.png", result.plan, result.rows, _where(about))
             drawn["workers.png"] = "MB/s against workers and I/O threads"
     return drawn
 
 
-def against_size(path: Path, rows: Sequence[Row], unit: str) -> None:
+def _where(about: dict[str, Any]) -> str:
+    kind = "virtual machine" if about["virtual"] else "machine"
+    return f"{about['cpu']}, {kind} with {about['cores']} cores, sender on the same machine, files in {about['files']}"
+
+
+def against_size(path: Path, rows: Sequence[Row], unit: str, where: str) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(12, 5.6), sharey=True, layout="constrained")
     for axes, writes in zip(panels, (True, False), strict=True):
         for key, (label, colour, line) in CURVES[writes].items():
-            points = [(SIZES[r.size].bytes, r.rate) for r in rows if r.contender == key]
+            points = sorted({SIZES[r.size].bytes: r.rate for r in rows if r.contender == key}.items())
             _curve(axes, points, unit, line, color=colour, label=label, markersize=5)
         _others(axes, writes, unit)
         axes.set(xscale="log", yscale="log", xlabel="frame size", title="with files" if writes else "receive only")
@@ -57,11 +63,16 @@ def against_size(path: Path, rows: Sequence[Row], unit: str) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}".replace(",", " ")))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(True, which="major", alpha=0.3)
-        axes.legend(fontsize=8, loc="lower left" if unit == "frames/s" else "lower right", framealpha=0.9)
+        axes.legend(
+            fontsize=8,
+            loc="lower left" if unit == "frames/s" else "upper left" if writes else "lower right",
+            framealpha=0.9,
+        )
     panels[0].set_ylabel(unit)
     figure.suptitle(
         "One worker. Hollow marks: other systems on other machines, as published or measured elsewhere", fontsize=11
     )
+    figure.supxlabel(where, fontsize=8, color="0.4")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -85,7 +96,7 @@ def _size(nbytes: float, _: int = 0) -> str:
     return f"{nbytes / 1e6:g} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:g} kB"
 
 
-def against_threads(path: Path, plan: Plan, rows: Sequence[Row]) -> None:
+def against_threads(path: Path, plan: Plan, rows: Sequence[Row], where: str) -> None:
     """A row of panels for each size: bars by workers and I/O threads, receive only and with files, C beside them."""
     count = len(plan.sizes)
     figure, grid = plt.subplots(count, 2, figsize=(12, 0.8 + 3.9 * count), squeeze=False, layout="constrained")
@@ -98,6 +109,7 @@ def against_threads(path: Path, plan: Plan, rows: Sequence[Row]) -> None:
     figure.suptitle(
         "Workers and I/O threads (io: in each ZeroMQ context; one context a worker, or one shared)", fontsize=11
     )
+    figure.supxlabel(where, fontsize=8, color="0.4")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

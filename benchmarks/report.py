@@ -86,7 +86,7 @@ def save_json(path: Path, about: dict[str, Any], results: Sequence[Result]) -> N
 
 def save_report(folder: Path, about: dict[str, Any], results: Sequence[Result], pictures: dict[str, str]) -> None:
     """`pictures`: file name -> what it shows."""
-    lines = ["# What was measured", "", *_about(about), "", *_bars(results)]
+    lines = ["# What was measured", "", *_about(about), "", *_bars(about["cores"], results)]
     for name, caption in pictures.items():
         lines += [f"![{caption}]({name})", ""]
     for result in results:
@@ -112,7 +112,7 @@ def _about(about: dict[str, Any]) -> list[str]:
     ]
 
 
-def _bars(results: Sequence[Result]) -> list[str]:
+def _bars(cores: int, results: Sequence[Result]) -> list[str]:
     lines = ["| Bar | Frame | Wanted | Measured | |", "| --- | --- | --- | --- | --- |"]
     for result in results:
         for bar in BARS.get(result.plan.name, []):

@@ -128,7 +128,7 @@ def save(args: argparse.Namespace, about: dict[str, Any], results: list[Result])
 
         folder.mkdir(parents=True, exist_ok=True)
         save_json(folder / "results.json", about, results)
-        save_report(folder, about, results, draw(folder, results))
+        save_report(folder, about, results, draw(folder, about, results))
         print(folder / "report.md")
 
 

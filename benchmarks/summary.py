@@ -65,7 +65,7 @@ def ratios(
 
 @dataclass(frozen=True)
 class Bar:
-    """What must be reached: `value` (speed, or CPU per frame) of a contender by that of another."""
+    """What must be reached, on a machine with so many cores: speed, or CPU per frame, of a contender by another's."""
 
     title: str
     size: str
@@ -73,6 +73,7 @@ class Bar:
     reference: str
     least: float | None = None  # of speed
     most: float | None = None  # of CPU per frame
+    cores: int = 1
 
 
 def judged(bar: Bar, trials: Sequence[Measured]) -> tuple[float, bool] | None:
