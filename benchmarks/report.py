@@ -118,9 +118,8 @@ def _bars(cores: int, results: Sequence[Result]) -> list[str]:
         for bar in BARS.get(result.plan.name, []):
             wanted = f">= {bar.least}" if bar.least is not None else f"<= {bar.most}"
             if (found := judged(bar, result.trials)) is not None:
-                lines.append(
-                    f"| {bar.title} | {bar.size} | {wanted} | {found[0]:.2f} | {'' if found[1] else 'missed'} |"
-                )
+                word = f"needs {bar.cores} cores" if cores < bar.cores else "" if found[1] else "missed"
+                lines.append(f"| {bar.title} | {bar.size} | {wanted} | {found[0]:.2f} | {word} |")
     return [*lines, ""] if len(lines) > 2 else []
 
 
