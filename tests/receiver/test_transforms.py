@@ -1,5 +1,6 @@
 """The pixel work: each step against plain NumPy, their order, compressed data, modules, threads, and mistakes."""
 
+import io
 import threading
 
 import h5py
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tangods_receiver import codecs, kernels, transforms
+from tangods_receiver import codecs, kernels, nexus, transforms
 from tangods_receiver.errors import ConfigError, StreamError
 from tangods_receiver.protocol import Frame
+from tangods_receiver.records import FileHeader, ImageLayout
 from tests.receiver.test_codecs import cbf_file
 
 COMPILED = kernels.pixels
@@ -413,3 +415,18 @@ def test_damaged_data_name_the_image():
             chain.apply(Frame(7, (20, 20), "int32", codec, b"x"))
     with pytest.raises(StreamError, match="image 7: bslz4"):
         transforms.build(["decode"]).apply(Frame(7, (2, 2), "int32", "bslz4", b"x"))
+
+
+@pytest.mark.parametrize("modules", [1, 3])
+@pytest.mark.parametrize("codec", ["none", "bslz4", "lz4"])
+def test_a_file_holds_what_the_chain_stores(codec, modules):
+    """The dataset that is made for a codec reads its chunks, and tells the codec again."""
+    header = FileHeader(1, "entry/instrument/detector/data", 2, 0.0, {})
+    layout = ImageLayout(PIXELS.shape, "int32", codec, modules)
+    image = bytearray(nexus.build(header, layout, 1)[0])
+    with h5py.File(io.BytesIO(image), "r+") as file:
+        data = file["entry/instrument/detector/data"]
+        assert nexus.layout_of(data) == layout
+        chunk = transforms.build([codec if codec != "none" else "decode"]).apply(frame(PIXELS)).data
+        data.id.write_direct_chunk((1, 2, 0, 0) if modules > 1 else (1, 0, 0), bytes(chunk))
+        same(data[1, 2] if modules > 1 else data[1], PIXELS)
