@@ -35,7 +35,7 @@ WAYS = {
     "2 threads, one allocated file, O_DIRECT": ["-t", "2", "-d", "-a"],
 }
 FIRST = "1 thread"
-RECORDS = {"20 kB": 20_480, "200 kB": 200_704, "2 MB": 2_002_944, "20 MB": 20_000_768}  # multiples of 4096
+RECORDS = {"20kB": 20_480, "200kB": 200_704, "2MB": 2_002_944, "20MB": 20_000_768}  # multiples of 4096
 XFS_BYTES = 3 << 30
 
 
@@ -65,13 +65,13 @@ def write(program: Path, folder: Path, record: int, nbytes: int, options: list[s
     return record * count / float(done.stdout.split()[0]) / 1e6
 
 
-def measure(folder: Path, rounds: int, nbytes: int) -> dict[tuple[str, str], list[float | None]]:
+def measure(folder: Path, sizes: list[str], rounds: int, nbytes: int) -> dict[tuple[str, str], list[float | None]]:
     program = build()["storage"]
     found: dict[tuple[str, str], list[float | None]] = {}
     for _ in range(rounds):
-        for size, record in RECORDS.items():
+        for size in sizes:
             for way in random.sample(list(WAYS), len(WAYS)):
-                rate = write(program, folder, record, nbytes, WAYS[way])
+                rate = write(program, folder, RECORDS[size], nbytes, WAYS[way])
                 found.setdefault((size, way), []).append(rate)
     return found
 
@@ -79,10 +79,11 @@ def measure(folder: Path, rounds: int, nbytes: int) -> dict[tuple[str, str], lis
 def show(title: str, found: dict[tuple[str, str], list[float | None]], console: Console) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("MB/s (of one thread)")
-    for size in RECORDS:
+    sizes = list(dict.fromkeys(size for size, _ in found))
+    for size in sizes:
         table.add_column(size, justify="right")
     for way in WAYS:
-        table.add_row(way, *(cell(found[size, way], found[size, FIRST]) for size in RECORDS))
+        table.add_row(way, *(cell(found[size, way], found[size, FIRST]) for size in sizes))
     console.print(table)
 
 
@@ -97,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, help="to write in; default: /dev/shm")
     parser.add_argument("--xfs", action="append", type=Path, default=[], metavar="FOLDER", help="make an XFS there")
+    parser.add_argument("--sizes", nargs="+", choices=RECORDS, default=list(RECORDS), help="default: all")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--megabytes", type=int, default=300, help="of each trial; default: 300")
     args = parser.parse_args()
@@ -107,7 +109,7 @@ def main() -> None:
         places += [(f"XFS in a file in {f}", stack.enter_context(xfs(f))) for f in args.xfs]
         for title, folder in places:
             kind = said("stat", "-f", "-c", "%T", str(folder))
-            show(f"{title} ({kind})", measure(folder, args.rounds, args.megabytes * 1_000_000), console)
+            show(f"{title} ({kind})", measure(folder, args.sizes, args.rounds, args.megabytes * 1_000_000), console)
 
 
 if __name__ == "__main__":
