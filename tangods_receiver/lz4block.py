@@ -75,6 +75,7 @@ def to_chunk(data: Buffer, nbytes: int) -> Buffer:
     """A raw block (or a chunk: as it is) -> the chunk of the HDF5 filter, without compressing again."""
     _plausible(data, nbytes)
     if is_chunk(data):
+        _blocks(memoryview(data), nbytes)
         return data
     if len(data) == nbytes:  # the filter would take it for plain pixels
         out = np.empty(nbytes, np.uint8)

@@ -12,8 +12,9 @@ from PIL import Image
 
 from tangods_receiver import codecs, kernels, nexus, transforms
 from tangods_receiver.errors import ConfigError, StreamError
-from tangods_receiver.protocol import Frame
+from tangods_receiver.protocol import Frame, stins
 from tangods_receiver.records import FileHeader, ImageLayout
+from tests.receiver.streaming import DATASET, Sender, running, wait_closed
 from tests.receiver.test_codecs import cbf_file
 
 COMPILED = kernels.pixels
@@ -430,3 +431,37 @@ def test_a_file_holds_what_the_chain_stores(codec, modules):
         chunk = transforms.build([codec if codec != "none" else "decode"]).apply(frame(PIXELS)).data
         data.id.write_direct_chunk((1, 2, 0, 0) if modules > 1 else (1, 0, 0), bytes(chunk))
         same(data[1, 2] if modules > 1 else data[1], PIXELS)
+
+
+# --- through the receiver --------------------------------------------------------------------------------------------
+
+TWELVE = np.clip(PIXELS, 0, 4095).astype("uint16")
+SENT = {  # what STINS calls type and compression, the payload, the pixels
+    "cbf": ("int32", "cbf", CBF, PIXELS),
+    "lz4 block": ("int32", "lz4", bytes(codecs.compress("lz4", PIXELS))[16:], PIXELS),
+    "lz4 chunk": ("int32", "lz4", bytes(codecs.compress("lz4", PIXELS)), PIXELS),
+    "bslz4": ("int32", "bslz4", bytes(codecs.compress("bslz4", PIXELS)), PIXELS),
+    "mono12p": ("mono12p", "none", bytes(codecs.compress("mono12p", TWELVE)), TWELVE),
+    "mono12packed": ("mono12packed", "", bytes(codecs.compress("mono12packed", TWELVE)), TWELVE),
+}
+
+
+@pytest.mark.parametrize("ways", ["libraries"], indirect=True)
+@pytest.mark.parametrize("announced, steps", [(False, []), (True, []), (False, [{"rotate": 270}, "bslz4"])])
+@pytest.mark.parametrize("sent", SENT)
+def test_from_the_socket_into_the_file(tmp_path, sent, steps, announced):
+    dtype, codec, payload, pixels = SENT[sent]
+    said = {"shape": pixels.shape, "dtype": dtype, "codec": codec or "none"} if announced else {}
+    with Sender() as sender, running(tmp_path, sender.endpoint, transforms=steps) as engine:
+        sender.start(tmp_path / "a.h5", series=1, nframes=3, **said)
+        for number in range(3):
+            data = payload if number != 1 else payload[:-1]
+            head = stins.encode_frame_header(number, pixels.shape, dtype, codec, sender.serial, series=1)
+            sender.parts([head, data])
+        sender.end()
+        snapshot = wait_closed(engine, 1)
+    with h5py.File(tmp_path / "a.h5") as file:
+        for number in (0, 2):
+            same(file[DATASET][number], np.rot90(pixels, 3) if steps else pixels)
+    unseen = sent in ("bslz4", "lz4 block") and not steps  # nobody decompresses what is stored as it came
+    assert snapshot.written == (3 if unseen else 2)
