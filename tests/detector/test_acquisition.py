@@ -617,6 +617,7 @@ def test_a_call_that_hangs_gets_an_answer_in_time(make: Callable[..., Bench]) ->
     assert not late
 
 
+@pytest.mark.slow
 def test_a_hundred_series(bench: Bench) -> None:
     threads = threading.active_count()
     for _ in range(100):

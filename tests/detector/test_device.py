@@ -300,6 +300,7 @@ def test_restart_of_the_receiver_by_command(device: tango.DeviceProxy) -> None:
     assert wait_end(device) in ON
 
 
+@pytest.mark.slow
 def test_the_end_of_the_server_in_mid_series_is_quick() -> None:
     stream, http = unused_port(), unused_port()
     with detector(f"http://127.0.0.1:{http}", stream) as proxy:
@@ -309,6 +310,7 @@ def test_the_end_of_the_server_in_mid_series_is_quick() -> None:
         assert time.monotonic() - begun < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("properties", "words"),
     [

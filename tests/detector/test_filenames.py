@@ -91,6 +91,7 @@ def test_braces_that_cannot_be_filled_are_refused(name: str) -> None:
         check_pattern(name)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30))
 def test_any_text_is_a_pattern_or_a_config_error(text: str) -> None:
     try:

@@ -233,6 +233,7 @@ class TestSimulator(BackendContract):
 # --- pure parts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=60)
 @given(
     width=st.integers(8, 200),

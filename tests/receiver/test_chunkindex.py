@@ -101,6 +101,7 @@ def test_any_order_any_commits_any_gaps(tmp_path_factory, data, length: int, mod
     assert file.index.chunks == len(positions)
 
 
+@pytest.mark.slow
 def test_wide_gaps_and_growing_height(tmp_path: Path) -> None:
     length = 64**3 + 5
     file = Indexed(tmp_path / "a.h5", length)

@@ -219,6 +219,7 @@ def test_check_file(device, tmp_path):
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_but_the_image_is_pushed(device, sender, tmp_path):
     seen: dict[str, list] = {}
     lock = threading.Lock()
@@ -376,6 +377,7 @@ def test_every_property_of_the_configuration(properties, sender, tmp_path):
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["Init", "DevRestart"])
 def test_init_closes_the_open_file_and_starts_again(device, sender, tmp_path, how):
     sender.start(tmp_path / "a.h5", 1, nframes=100)
@@ -447,6 +449,7 @@ def test_slow_storage_does_not_hold_init_up_and_the_process_waits_for_the_file(
         assert file[DATASET].parent["frames_received"][()] == 1
 
 
+@pytest.mark.slow
 def test_thirty_inits_leave_threads_and_descriptors_as_they_were(properties, tmp_path):
     context = DeviceTestContext(StreamReceiver, process=True, properties=properties)
 

@@ -692,6 +692,7 @@ def test_two_workers_do_not_wait_for_ever_for_a_header(tmp_path, sender):
         assert wait_closed(engine, 4).written == 10
 
 
+@pytest.mark.slow
 def test_senders_that_die_around_their_start_message(tmp_path):
     """Each with larger frames, so that the high-water mark changes while the connection goes."""
     with Sender() as first, running(tmp_path, first.endpoint, hwm_bytes=2**20, stall_timeout=0.2) as engine:
@@ -726,6 +727,7 @@ def test_two_senders_of_one_series(tmp_path):
 # --- the engine itself -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sender_that_is_faster_than_the_high_water_mark(tmp_path, sender):
     """The mark is lowered with the header and raised in silence; nothing may get stuck."""
     with running(tmp_path, sender.endpoint, hwm_bytes=2**20) as engine:
@@ -737,6 +739,7 @@ def test_sender_that_is_faster_than_the_high_water_mark(tmp_path, sender):
             assert wait_closed(engine, series).written == frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [1, 30, 100, 500])
 def test_small_frames_before_large_ones(tmp_path, sender, before):
     """The mark falls far below what was read since the sender's side was last told: nothing may get stuck."""
@@ -749,6 +752,7 @@ def test_small_frames_before_large_ones(tmp_path, sender, before):
             assert wait_closed(engine, series).written == count
 
 
+@pytest.mark.slow
 def test_200_series_leave_nothing_behind(tmp_path, sender, engine):
     process = psutil.Process()
 

@@ -149,6 +149,7 @@ def test_later_files_come_with_their_first_frame_and_go_when_they_are_full(tmp_p
     assert len(files(tmp_path)) == 11 and shows(tmp_path / "a.h5", range(50))
 
 
+@pytest.mark.slow
 def test_a_long_series_of_unknown_length_makes_few_masters(tmp_path, monkeypatch):
     from tangods_receiver import fileset
 
@@ -179,6 +180,7 @@ def test_the_layout_is_told_later(tmp_path, spread):
     assert shows(tmp_path / "a.h5", range(20))
 
 
+@pytest.mark.slow
 def test_threads_write_into_files_of_their_own(tmp_path):
     file = FileSet.create(tmp_path / "a.h5", header(2000), SMALL, Spread(2, 100))
 

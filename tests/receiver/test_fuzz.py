@@ -39,6 +39,7 @@ def test_the_seeds_are_good(protocol):
 # --- the decoder alone -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @protocols
 def test_nothing_but_a_stream_error(protocol):
     rng = Random(1)
@@ -99,6 +100,7 @@ def test_bombs(codec, dtype, shape, payload):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_the_whole_in_little_address_space():
     """In a process of its own: a crash, or a request for all memory, ends that one. Without orjson as well."""
     command = [sys.executable, "-m", "tests.fuzz", "--messages", "3000", "--engine", "random", "--plain-json"]
@@ -110,6 +112,7 @@ def test_the_whole_in_little_address_space():
 # --- the worker's hands, and real files ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @protocols
 @pytest.mark.parametrize("seed", range(3))
 def test_workers_reception_and_files(tmp_path, protocol, seed):
@@ -149,6 +152,7 @@ METADATA = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [False, True], ids=["metadata", "header"])
 def test_metadata_that_a_file_cannot_hold(tmp_path, extra):
     """Kept in another form or refused in words; the frames are written all the same, or nothing is."""
@@ -186,6 +190,7 @@ def harmless(parts, workers):
     return workers == 1 and (message.shape, message.dtype, message.codec) != (SHAPE, "uint16", "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_good_series_among_garbage(tmp_path, workers):
     """Every good frame is in its file; afterwards the threads live, the memory is as it was, and a series is clean."""

@@ -140,6 +140,7 @@ def test_the_map_is_what_numpy_makes(drawn: tuple[dict, tuple[int, int]]) -> Non
     np.testing.assert_array_equal(found, by_numpy(values, modules, modules.size))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(layouts(), st.sampled_from(["uint8", "uint16", "int32", "float32"]))
 def test_the_file_shows_what_numpy_makes(
@@ -362,6 +363,7 @@ THREE = st.lists(st.integers(-3, 40) | st.floats(), min_size=3, max_size=3).flat
 SAID = st.fixed_dictionaries({}, optional={key: THREE | ANY for key in geometry.KEYS})
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(SAID, SAID | ANY)
 def test_whatever_is_said_there_is_a_file(tmp_path_factory: pytest.TempPathFactory, said: dict, detector: Any) -> None:

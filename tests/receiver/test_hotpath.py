@@ -119,6 +119,7 @@ likely = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(likely | heads, st.integers(0, 3), st.sampled_from([0, 6, 12, 24, 90])), max_size=20))
 def test_images_of_any_kind(wire, messages):
     data = struct.pack(">QI", 12, 0)

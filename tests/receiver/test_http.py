@@ -371,6 +371,7 @@ def test_a_host_that_is_not_ours(engine):
         HttpServer(engine, "192.0.2.1:0").start()
 
 
+@pytest.mark.slow
 def test_twenty_starts_leave_descriptors_as_they_were(engine):
     def open_files() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))

@@ -113,6 +113,7 @@ def test_counters_that_once_rolled_over(far):
     assert ledger.missing() == [(0, far - 2), (far + 2, far + 9)]
 
 
+@pytest.mark.slow
 def test_a_million_frames_cost_what_a_thousand_cost():
     ledger = Ledger(1_000_000)
     cost = []

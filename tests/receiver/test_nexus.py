@@ -301,12 +301,14 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.dictionaries(st.text(max_size=6), JSON, max_size=6))
 def test_any_json_is_kept(tmp_path_factory, values: dict) -> None:
     put(tmp_path_factory.mktemp("json") / "a.h5", values)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     st.fixed_dictionaries(

@@ -195,6 +195,7 @@ def test_payload_that_looks_like_a_record(tmp_path: Path) -> None:
     assert check(file.path).ok
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("python_writes")
 @settings(max_examples=25)
 @given(data=st.data())
@@ -243,6 +244,7 @@ def test_killed_anywhere_between_the_writes(tmp_path_factory, data: st.DataObjec
             np.testing.assert_array_equal(h5[DATASET][n], image(n))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("python_writes")
 @settings(max_examples=15)
 @given(left=st.integers(0, 60))

@@ -131,6 +131,7 @@ messages = st.lists(st.tuples(starts, bursts, others, bursts), max_size=4).map(
 )
 
 
+@pytest.mark.slow
 @given(messages)
 def test_any_messages_in_any_order(settings, messages):
     receiver = Receiver(settings)

@@ -405,6 +405,7 @@ def raw(path: Path) -> bytes:
         return file.read(8)
 
 
+@pytest.mark.slow
 def test_beyond_the_horizon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seriesfile, "UNKNOWN", 1 << 20)
     monkeypatch.setattr(seriesfile, "MARGIN", 4096)
@@ -652,6 +653,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [SMALL, ImageLayout((64, 100), "uint16", "none")], ids=["tiny", "12 kB"])
 def test_disk_full(small_disk: Path, layout: ImageLayout) -> None:
     done, error = fill(small_disk / "a.h5", layout)
@@ -699,6 +701,7 @@ def _limited(path: str) -> None:
     assert done > 100 and "ulimit" in error, (done, error)
 
 
+@pytest.mark.slow
 def test_file_size_limit(tmp_path: Path) -> None:
     child = multiprocessing.get_context("spawn").Process(target=_limited, args=(str(tmp_path / "a.h5"),))
     child.start()

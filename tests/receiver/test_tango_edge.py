@@ -217,6 +217,7 @@ def test_many_values_become_few_events_and_the_last_one_is_pushed(device, kind):
         assert len(seen.values) < 10
 
 
+@pytest.mark.slow
 def test_values_are_pushed_ten_times_a_second_at_most(device):
     with Seen(device, "Count") as seen:
         wait_for(lambda: seen.values)
@@ -238,6 +239,7 @@ def test_state_events_agree_with_reads_also_in_alarm(device):
         wait_for(lambda: "it runs" in texts.values[-1])
 
 
+@pytest.mark.slow
 def test_a_state_pushed_during_a_long_command_arrives_after_it(device):
     device.set_timeout_millis(10000)
     with Seen(device, "State") as states:
