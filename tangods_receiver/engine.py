@@ -209,6 +209,8 @@ class Engine:
         self._reception.halt()
         end = time.monotonic() + JOIN_LIMIT
         stuck = [worker for worker in self._started if not worker.join(max(0.0, end - time.monotonic()))]
+        for worker in stuck:
+            worker.abandon()
         ended = self._keeper.stop(JOIN_LIMIT), self._syncer.stop(JOIN_LIMIT)
         if stuck or not all(ended):
             log.error("the storage does not answer: threads of %s are left behind", self.config.name)

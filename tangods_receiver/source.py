@@ -90,6 +90,9 @@ class Worker:
         self._ready = threading.Event()
         self._failure: Exception | None = None
         self._frame_bytes = 0  # that the high-water marks were last set for
+        self._sockets: list[zmq.Socket[bytes]] = []
+        self._mine = threading.Lock()  # held by who uses the sockets: the thread, but not in calls that may hang
+        self._abandoned = False
         self._thread = threading.Thread(target=self._main, name=f"{config.name} worker {index}", daemon=True)
 
     def start(self) -> None:
@@ -107,6 +110,14 @@ class Worker:
         self._thread.join(limit)
         return not self._thread.is_alive()
 
+    def abandon(self) -> None:
+        """It hangs: let go of the senders, whose frames would go to it for ever instead of to who comes after it."""
+        if self._mine.acquire(timeout=1.0):
+            self._abandoned = True
+            for socket in self._sockets:
+                socket.close(0)
+            self._mine.release()
+
     def _main(self) -> None:
         try:
             with self._own_context() as context, ExitStack() as stack:
@@ -114,8 +125,10 @@ class Worker:
                 for endpoint in self._config.endpoints:
                     inlets.append(Inlet(stack.enter_context(context.socket(zmq.PULL)), self._fitting(TYPICAL_FRAME)))
                     self._connect(inlets[-1].socket, endpoint)
+                    self._sockets.append(inlets[-1].socket)
                 self._ready.set()
-                self._loop(inlets)
+                with self._mine:
+                    self._loop(inlets)
         except Exception as exc:  # before the loop: `start` tells; out of the loop nothing comes
             self._failure = exc
         finally:
@@ -145,7 +158,7 @@ class Worker:
             poller.register(inlet.socket, zmq.POLLIN)
             receivers.append((inlet, Receiver(inlet.socket, self._decode, ITEMSIZES.get(self._config.protocol))))
         drained_by = 0.0
-        while True:
+        while not self._abandoned:
             try:
                 came = False
                 for inlet, receiver in receivers:
@@ -154,7 +167,8 @@ class Worker:
                         came = True
                         inlet.took(len(items))
                         self._reception.reading(self._index, len(items), receiver.nbytes, receiver.full)
-                        self._handle(inlets, items)
+                        if not self._hand_over(inlets, items):
+                            return
                 if self._halt.is_set():
                     drained_by = drained_by or time.monotonic() + DRAIN
                     if not poller.poll(0) or time.monotonic() > drained_by:
@@ -168,6 +182,15 @@ class Worker:
                 log.exception("worker %d", self._index)
                 self._reception.fail(exc)
                 self._halt.wait(0.01)
+
+    def _hand_over(self, inlets: Sequence[Inlet], items: Sequence[Item]) -> bool:
+        """May hang in the storage; False: it hung so long that the sockets are gone."""
+        self._mine.release()
+        try:
+            self._handle(inlets, items)
+        finally:
+            self._mine.acquire()
+        return not self._abandoned
 
     def _handle(self, inlets: Sequence[Inlet], items: Sequence[Item]) -> None:
         """In the order in which they came; frames that follow each other are taken together."""
@@ -215,5 +238,6 @@ class Worker:
         """Hold the high-water marks to what fits of frames of `size` bytes (0: not known)."""
         if size and size != self._frame_bytes:
             self._frame_bytes = size
-            for inlet in inlets:
-                inlet.hold(self._fitting(max(size, TYPICAL_FRAME)))
+            with self._mine:
+                for inlet in inlets if not self._abandoned else ():
+                    inlet.hold(self._fitting(max(size, TYPICAL_FRAME)))
