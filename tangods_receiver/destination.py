@@ -9,10 +9,15 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 
+from tangods_receiver import fileset
 from tangods_receiver.errors import WriteError
+from tangods_receiver.spread import Spread
 
 ANSWER_LIMIT = 1.0  # s; Tango and HTTP clients wait for it
 _asked: dict[str, Future[str]] = {}  # by directory: the question that has no answer yet
+
+
+ONE_FILE = Spread()
 
 
 def confine(root: Path, filename: str) -> Path:
@@ -31,20 +36,26 @@ def confine(root: Path, filename: str) -> Path:
     return path
 
 
-def refusal(root: Path, filename: str, nbytes: int = 0, replace: bool = False) -> str:
-    """Why a series of `nbytes` cannot be written to `filename`, and what to do; "" when it can.
+def refusal(
+    root: Path, filename: str, nbytes: int = 0, replace: bool = False, spread: Spread = ONE_FILE, nframes: int = -1
+) -> str:
+    """Why a series of `nbytes` (and `nframes`, -1: not known) cannot be written to `filename`, and what to do; "" when
+    it can.
 
-    `replace`: a file that is there already may go."""
+    `replace`: a file that is there already may go. `spread`: over which files it goes."""
     try:
         path = confine(root, filename)
-        return _obstacle(path, nbytes, replace)
+        sentence = _obstacle(path, nbytes, replace)
+        if sentence or spread.is_one_file:
+            return sentence
+        return fileset.obstacle(path, spread, None if nframes < 0 else nframes, replace)
     except WriteError as exc:
         return str(exc)
     except OSError as exc:
         return f"{filename}: {exc.strerror or exc}; choose another name or look at the storage"
 
 
-def refusal_soon(root: Path, filename: str, nbytes: int = 0, replace: bool = False) -> str:
+def refusal_soon(root: Path, filename: str, nbytes: int = 0, replace: bool = False, spread: Spread = ONE_FILE) -> str:
     """As `refusal`, in bounded time also when the storage hangs, which is then the sentence.
 
     Who asks again and again leaves one thread behind for each directory that hangs, not one for each question."""
@@ -59,7 +70,7 @@ def refusal_soon(root: Path, filename: str, nbytes: int = 0, replace: bool = Fal
 
     def ask() -> None:
         try:
-            answer.set_result(refusal(root, filename, nbytes, replace))
+            answer.set_result(refusal(root, filename, nbytes, replace, spread))
         except BaseException as exc:
             answer.set_exception(exc)
         finally:

@@ -19,6 +19,7 @@ from tangods_receiver.live import LastFrame, Live
 from tangods_receiver.reception import Reception
 from tangods_receiver.series import Series
 from tangods_receiver.source import Worker
+from tangods_receiver.spread import Spread
 from tangods_receiver.stats import Snapshot
 
 if TYPE_CHECKING:
@@ -242,7 +243,8 @@ class Engine:
     def check(self, path: str, nbytes: int, overwrite: bool = False) -> str:
         """Why a series of `nbytes` cannot be written to `path`, and what to do; "" when it can."""
         may_replace = overwrite and self.config.allow_overwrite
-        return destination.refusal_soon(self.config.root, path, nbytes, may_replace) if path else ""
+        spread = Spread(self.config.parts, self.config.frames_per_file)
+        return destination.refusal_soon(self.config.root, path, nbytes, may_replace, spread) if path else ""
 
     def last_frame(self) -> LastFrame | None:
         """The latest image, decoded now; None before the first. StreamError: it is damaged."""

@@ -94,7 +94,9 @@ class FileSet:
     def _make_first(self, old: Sequence[Path], replace: bool) -> None:
         for key in [(0, part) for part in range(self._spread.parts)]:
             if self._header.nframes is None or self._spread.share(key, self._header.nframes):
-                self._parts[key] = self._make(key, hidden=replace)
+                self._parts[key] = self._make(key)
+                if not replace:
+                    self._name(self._parts[key])
         if replace:
             names = {self._spread.name(self.path, key) for key in self._parts}
             for gone in old:
@@ -117,8 +119,8 @@ class FileSet:
     def _path(self, key: Key) -> Path:
         return self.path.with_name(self._spread.name(self.path, key))
 
-    def _make(self, key: Key, hidden: bool = False) -> _PartFile:
-        """A new part file; `hidden`: under another name for the moment."""
+    def _make(self, key: Key) -> _PartFile:
+        """A new part file, still under a hidden name: who reads the master must not find half a file."""
         path, nframes = self._path(key), self._header.nframes
         header = FileHeader(
             series=self._header.series,
@@ -129,8 +131,19 @@ class FileSet:
             filename=path.name,
             part=Part(self._nonce, self._spread.first(key), self._spread.parts),
         )
-        path = path.with_name(f".{self._nonce:016x}.{path.name}") if hidden else path
+        path = path.with_name(f".{self._nonce:016x}.{path.name}")
         return _PartFile(key, SeriesFile.create(path, header, self.layout, self.payload_crc))
+
+    def _name(self, part: _PartFile) -> None:
+        """Give a part file its name, which must be free."""
+        hidden, final = part.file.path, self._path(part.key)
+        try:
+            _move_new(hidden, final)
+        except OSError as exc:
+            part.file.abandon()
+            hidden.unlink(missing_ok=True)
+            raise write_error("create", final, exc) from exc
+        part.file.path = final
 
     def define(self, layout: ImageLayout) -> None:
         """Say how frames are stored when that was not known at the start. Once, before the first `append`."""
@@ -194,6 +207,7 @@ class FileSet:
                 if part is None:
                     self._must_be_open()
                     part = self._make(key)
+                    self._name(part)
                     self._parts = self._parts | {key: part}  # who goes through them is not disturbed
         return part
 
@@ -353,12 +367,14 @@ def put_file(path: Path, content: bytes, nonce: int, first: bool = False, presen
     """Write a whole small file and put it in place in one step, or (`first`) make it where none is; OSError.
 
     `present`: descriptor of the file that must be there now. Returns a descriptor that holds a shared lock."""
-    made = path if first else path.with_name(os.fsdecode(os.fsencode(f".{nonce:016x}.{path.name}")[:255]))
+    made = path.with_name(os.fsdecode(os.fsencode(f".{nonce:016x}.{path.name}")[:255]))
     fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         _lock_shared(fd, path)
         write_all(fd, [content], 0)
-        if not first:
+        if first:
+            _move_new(made, path)
+        else:
             if present >= 0 and not os.path.samestat(os.fstat(present), os.stat(path)):
                 raise OSError(errno.EEXIST, "another file has taken this name")
             os.replace(made, path)
@@ -367,6 +383,20 @@ def put_file(path: Path, content: bytes, nonce: int, first: bool = False, presen
         made.unlink(missing_ok=True)
         raise
     return fd
+
+
+def _move_new(old: Path, new: Path) -> None:
+    """Rename in one step, but never over another file; OSError."""
+    try:
+        os.link(old, new)
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if os.path.lexists(new):  # there are no hard links here: nearly as good
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST)) from exc
+        os.rename(old, new)
+    else:
+        os.unlink(old)
 
 
 def _lock_shared(fd: int, path: Path) -> None:

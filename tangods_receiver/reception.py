@@ -15,12 +15,14 @@ from math import inf
 from tangods_receiver import destination, transforms
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import DaqError, StreamError
+from tangods_receiver.fileset import FileSet
 from tangods_receiver.ledger import total
 from tangods_receiver.live import Live
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart
 from tangods_receiver.records import Books, Record
 from tangods_receiver.series import Series
 from tangods_receiver.seriesfile import SeriesFile
+from tangods_receiver.spread import Spread
 from tangods_receiver.stats import Loss, Meter, Snapshot, Tally, Timing, summary
 
 log = logging.getLogger(__name__)
@@ -398,11 +400,15 @@ class Reception:
             root = self._config.root
             path = destination.confine(root, start.filename)
             replace = self._config.allow_overwrite and start.metadata.get("overwrite") is True
-            if obstacle := destination.refusal(root, start.filename, replace=replace):
+            spread = Spread(self._config.parts, self._config.frames_per_file)
+            nframes = -1 if start.nframes is None else start.nframes
+            if obstacle := destination.refusal(root, start.filename, 0, replace, spread, nframes):
                 return obstacle
-            series.file = SeriesFile.create(
-                path, series.header(self._config.dataset), series.layout, self._config.payload_crc, replace
-            )
+            header, crc = series.header(self._config.dataset), self._config.payload_crc
+            if spread.is_one_file:
+                series.file = SeriesFile.create(path, header, series.layout, crc, replace)
+            else:
+                series.file = FileSet.create(path, header, series.layout, spread, crc, replace)
         except DaqError as exc:
             return str(exc)
         except Exception as exc:  # whatever it was, the series must not stay half open

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from stat import S_ISREG
+from types import ModuleType
 from zlib import crc32
 
 import h5py
@@ -43,6 +44,7 @@ from .records import (
 from .seriesfile import write_all
 
 Progress = Callable[[int, int], None]  # done, total
+Look = Callable[[Path, "Progress | None"], "Report"]
 
 _Index = tuple[NDArray, NDArray, NDArray]  # position, address and size of chunks
 _NO_INDEX = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.uint64)
@@ -105,12 +107,14 @@ def recover(path: Path | str, progress: Progress | None = None) -> Report:
     ConfigError: not a series file, or in use. WriteError: the storage refused. May be killed and repeated at any point:
     the old index stays valid until the new one is written."""
     path = Path(path)
-    with _opened(path, os.O_RDONLY) as fd:
+    if masters := _masters_of(path):
+        return masters.recover(path, progress)
+    with opened(path, os.O_RDONLY) as fd:
         known = _known(path, fd)
         if known.closed and os.fstat(fd).st_size == h5fields.end_of_file(os.pread(fd, HEADER_SIZE, 0)):
             return _report(path, fd, known, [])
-    with _opened(path, os.O_RDWR) as fd:
-        _lock_exclusive(fd, path)
+    with opened(path, os.O_RDWR) as fd:
+        lock_exclusive(fd, path)
         known = _known(path, fd)  # again: only now nobody else changes it
         scan = _scan(fd, known.identity.nonce, progress)
         try:
@@ -125,9 +129,11 @@ def check(path: Path | str, progress: Progress | None = None) -> Report:
 
     ConfigError when it is not a series file at all."""
     path = Path(path)
-    with _opened(path, os.O_RDONLY) as fd:
+    if masters := _masters_of(path):
+        return masters.check(path, progress)
+    with opened(path, os.O_RDONLY) as fd:
         known = _known(path, fd)
-        live = not known.closed and _in_use(fd)
+        live = not known.closed and in_use(fd)
         known = known if live or known.closed else _known(path, fd)  # it may have been closed just now
         problems = _end_problems(fd, known, live)
         with _h5(path) as h5:
@@ -140,8 +146,15 @@ def check(path: Path | str, progress: Progress | None = None) -> Report:
         return _report(path, fd, known, problems, scan)
 
 
+def _masters_of(path: Path) -> ModuleType | None:
+    """What looks after a series in several files, if this is the master of one."""
+    from . import masters  # it looks after the files by what is here
+
+    return masters if masters.is_master(path) else None
+
+
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
+def opened(path: Path, flags: int) -> Iterator[int]:
     try:
         fd = os.open(path, flags | os.O_CLOEXEC)
     except OSError as exc:
@@ -189,7 +202,7 @@ def _read_tree(h5: h5py.File, fd: int) -> _Known:
     )
 
 
-def _lock_exclusive(fd: int, path: Path) -> None:
+def lock_exclusive(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
@@ -270,14 +283,16 @@ def _mend(fd: int, known: _Known, scan: _Scan) -> tuple[int, list[tuple[int, int
             _push_horizon(fd, end)
         return start
 
-    catalogue = Catalogue(places, known.layout, 0)  # 0: all lengths are written, a kill may have come between them
+    catalogue = Catalogue(
+        places, known.layout, 0, known.identity.part
+    )  # 0: all lengths are written, a kill may have come between them
     catalogue.extend(known.length)
     if known.layout is not None:
         catalogue.add(scan.headers, scan.addresses)
     for offset, data in catalogue.writes(place, last=True):
         write_all(fd, [data], offset)
     frames = np.unique(scan.headers["frame"])
-    missing = _gaps(frames, expected if expected is not None else catalogue.length)
+    missing = gaps(frames, expected if expected is not None else catalogue.length)
     books = Books(
         frames_expected=expected,
         frames_received=catalogue.complete,
@@ -320,7 +335,7 @@ def _last_time(headers: NDArray, otherwise: float) -> float:
     return last if isfinite(last) else otherwise
 
 
-def _gaps(frames: NDArray, length: int) -> list[tuple[int, int]]:
+def gaps(frames: NDArray, length: int) -> list[tuple[int, int]]:
     """Inclusive ranges of the numbers below `length` that are not in the sorted, unique `frames`."""
     known = np.concatenate(([-1], frames[frames < length].astype(np.int64), [length]))
     at = np.flatnonzero(np.diff(known) > 1)
@@ -337,7 +352,7 @@ def _report(path: Path, fd: int, known: _Known, problems: list[str], scan: _Scan
     return Report(path, frames, None if expected < 0 else expected, missing, scan.torn, problems)
 
 
-def _in_use(fd: int) -> bool:
+def in_use(fd: int) -> bool:
     """Whether a writer (or a reader) has it open now."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -347,13 +362,20 @@ def _in_use(fd: int) -> bool:
     return False
 
 
-def _end_problems(fd: int, known: _Known, live: bool) -> list[str]:
+def not_closed(live: bool) -> str:
     if live:
-        return ["not closed: it is being written (check again at the end of the series), or open in another program"]
-    if not known.closed:
-        return [
-            "not closed: the writer was killed (then: tangods-detector recover), or writes on where there are no locks"
-        ]
+        return "not closed: it is being written (check again at the end of the series), or open in another program"
+    return "not closed: the writer was killed (then: tangods-detector recover), or writes on where there are no locks"
+
+
+def is_only_hole(fd: int) -> bool:
+    """Nothing was ever written into this file."""
+    return next(_windows(fd, 0, os.fstat(fd).st_size), None) is None
+
+
+def _end_problems(fd: int, known: _Known, live: bool) -> list[str]:
+    if live or not known.closed:
+        return [not_closed(live)]
     size, end = os.fstat(fd).st_size, h5fields.end_of_file(os.pread(fd, HEADER_SIZE, 0))
     return [] if size == end else [f"the file has {size} bytes, its end-of-file address is {end}"]
 
@@ -426,7 +448,7 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
     """Whether the counts, the missing ranges and the per-frame arrays say what the records say."""
     group = h5[nexus.detector_path(known.identity.dataset)]
     frames, modules = np.unique(scan.headers["frame"], return_counts=True)
-    seen, status = _statuses(group["frame_status"])
+    seen, status = statuses(group["frame_status"])
     problems = []
     if not np.array_equal(seen, frames):
         odd = np.setxor1d(seen, frames)
@@ -442,7 +464,7 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
         problems.append(f"frames_received is {received}, there are {len(frames)}")
     listed = [(int(first), int(last)) for first, last in group["frames_missing"][()]]
     length = expected if expected >= 0 else int(frames[-1]) + 1 if len(frames) else 0
-    gone = _gaps(frames, length), _gaps(np.setdiff1d(frames, incomplete), length)
+    gone = gaps(frames, length), gaps(np.setdiff1d(frames, incomplete), length)
     if listed not in gone:
         problems.append(
             f"frames_missing lists {_ranges_text(listed) or 'none'}, it is {_ranges_text(gone[0]) or 'none'}"
@@ -450,7 +472,7 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
     return problems
 
 
-def _statuses(dataset: h5py.Dataset) -> tuple[NDArray, NDArray]:
+def statuses(dataset: h5py.Dataset) -> tuple[NDArray, NDArray]:
     """Numbers and status of the frames that are not missing. Only blocks that are there are read: far more frames may
     have been announced than fit into memory."""
     (size,), starts = dataset.chunks, []

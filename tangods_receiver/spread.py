@@ -19,6 +19,11 @@ class Spread:
     parts: int = 1
     frames_per_file: int = 0
 
+    @property
+    def is_one_file(self) -> bool:
+        """No master, no parts."""
+        return self.parts == 1 and not self.frames_per_file
+
     def place(self, frame: int) -> tuple[Key, int]:
         """The file of a frame, and its position in it."""
         row, part = divmod(frame, self.parts)

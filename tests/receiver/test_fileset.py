@@ -145,8 +145,8 @@ def test_later_files_come_with_their_first_frame_and_go_when_they_are_full(tmp_p
         file.commit()
         assert descriptors() <= before + 4
         assert len(files(tmp_path)) <= 3 + frame // 10 * 2 + 2
-    file.close(books(50, 50))
-    assert len(files(tmp_path)) == 11 and shows(tmp_path / "a.h5", range(50))
+    file.close(books(100, 100))
+    assert len(files(tmp_path)) == 21 and shows(tmp_path / "a.h5", range(100))
 
 
 @pytest.mark.slow
