@@ -154,6 +154,8 @@ class Series:
             return False
         if len(frames) > 1:
             step = frames[1].number - first.number
+        if frames[-1].number - first.number != step * (len(frames) - 1):  # they may lie 2^62 apart
+            return False
         numbers = range(first.number, frames[-1].number + 1, max(1, step))
         return [f[0] for f in frames] == [*numbers] and self.ledger.see_range(numbers)
 
