@@ -231,15 +231,3 @@ STEPS: dict[str, Callable[[Any, Path | None], Step]] = {
     "rotate": _rotate,
     "tot": _tot,
 }
-
-
-# --- without a configuration -----------------------------------------------------------------------------------------
-
-_plain = Chain()
-apply = _plain.apply
-NEEDED = frozenset(codecs.STORED) - _plain.untouched  # codecs of frames that cannot be stored as they are
-
-
-def stored(codec: str, dtype: str) -> tuple[str, str]:
-    """Codec and type in the file of what arrives as `codec` and `dtype`."""
-    return codecs.stored_as(codec, dtype)
