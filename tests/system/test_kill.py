@@ -218,21 +218,23 @@ LARGE = {"shape": (3200, 3125), "waiting": 2, "span": 0.25, "most": 24}
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    ("frames", "kills"),
+    ("frames", "parts", "kills"),
     [
-        pytest.param(SMALL, 12, id="20kB"),
-        pytest.param(LARGE, 4, id="20MB"),
-        pytest.param(SMALL, 200, marks=pytest.mark.soak, id="20kB-soak"),
-        pytest.param(LARGE, 50, marks=pytest.mark.soak, id="20MB-soak"),
+        pytest.param(SMALL, 1, 12, id="20kB"),
+        pytest.param(LARGE, 1, 4, id="20MB"),
+        pytest.param(SMALL, 2, 6, id="20kB-2-parts"),
+        pytest.param(SMALL, 1, 200, marks=pytest.mark.soak, id="20kB-soak"),
+        pytest.param(LARGE, 1, 50, marks=pytest.mark.soak, id="20MB-soak"),
+        pytest.param(SMALL, 2, 50, marks=pytest.mark.soak, id="20kB-2-parts-soak"),
     ],
 )
 def test_kill_of_four_workers(
-    folders: list[Path], frames: dict, kills: int, capsys: pytest.CaptureFixture[str]
+    folders: list[Path], frames: dict, parts: int, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = time.time_ns()
     moment = random.Random(seed)
     stream = Stream(frames["shape"], frames["waiting"])
-    killed = Killed(stream, folders, workers=4, hwm_bytes=40 << 20)
+    killed = Killed(stream, folders, workers=4, parts=parts, hwm_bytes=40 << 20)
     try:
         for number in range(kills):
             killed.kill_once(number, moment, frames["span"], frames["most"])
@@ -241,4 +243,7 @@ def test_kill_of_four_workers(
         stream.close()
     assert killed.counts["kills"] == kills
     with capsys.disabled():
-        print(f"\n{kills} kills: " + ", ".join(f"{count} {what}" for what, count in killed.counts.items()))
+        print(
+            f"\n{parts} part(s), {kills} kills: "
+            + ", ".join(f"{count} {what}" for what, count in killed.counts.items())
+        )
