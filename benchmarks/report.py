@@ -43,7 +43,14 @@ def cells(row: Row) -> tuple[str, ...]:
     ratio = ("", "") if row.ratio is None else (f"{row.ratio[0]:.2f}", "{1:.2f}-{2:.2f}".format(*row.ratio))
     cpu_ratio = "" if row.cpu_ratio is None else f"{row.cpu_ratio:.2f}"
     rate = f"{row.rate:.0f}" if row.rate >= 100 else f"{row.rate:.1f}"
-    return (rate, f"{row.throughput:.0f}", *ratio, f"{row.cpu:.0f}", cpu_ratio, f"{row.memory:.0f}")
+    return (
+        rate,
+        f"{row.throughput:.0f}",
+        *ratio,
+        f"{row.cpu:.0f}",
+        cpu_ratio,
+        f"{row.memory:.0f}" if row.memory else "",
+    )
 
 
 def headings(plan: Plan) -> tuple[str, ...]:
@@ -125,7 +132,7 @@ def _bars(cores: int, results: Sequence[Result]) -> list[str]:
 
 def _section(result: Result) -> list[str]:
     names = headings(result.plan)
-    lines = [f"## {result.plan.title}", "", f"Medians of {result.plan.rounds} rounds.", ""]
+    lines = [f"## {result.plan.title}", "", f"Rounds: {result.plan.rounds}; medians.", ""]
     lines += [f"| Frame | Receiver | {' | '.join(names)} |", "| --- " * (2 + len(names)) + "|"]
     for row in result.rows:
         lines.append(f"| {row.size} | {contender(row.contender).title} | {' | '.join(cells(row))} |")
