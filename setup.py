@@ -32,7 +32,8 @@ def compiled(name):
         f"tangods_receiver/{name}.pyx",
         *(str(c.relative_to(HERE)) for c in HERE.glob(f"tangods_receiver/{name}_*.c")),
     ]
-    return Extension(f"tangods_receiver.{name}", sources, extra_compile_args=["-O3"], optional=True)
+    headers = [str(h.relative_to(HERE)) for h in HERE.glob(f"tangods_receiver/{name}_*.h")]
+    return Extension(f"tangods_receiver.{name}", sources, depends=headers, extra_compile_args=["-O3"], optional=True)
 
 
 EXTENSIONS = [compiled(name) for name in ("_hotpath", "_pixels") if (HERE / f"tangods_receiver/{name}.pyx").exists()]

@@ -62,7 +62,7 @@ STATUS_TEXT = "0: missing (reads as 0), 1: written, 2: incomplete (modules missi
 @dataclass(frozen=True)
 class ImageLayout:
     """How frames are stored: `shape` (rows, columns) of one frame, or of one module where `modules` > 1;
-    `codec` none or bslz4 (one filter-32008 chunk)."""
+    `codec` none, bslz4 (one filter-32008 chunk) or lz4 (one filter-32004 chunk)."""
 
     shape: tuple[int, int]
     dtype: str
