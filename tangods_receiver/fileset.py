@@ -311,10 +311,9 @@ class FileSet:
     def _show(self, books: Books | None = None, first: bool = False) -> None:
         """Make the master and put it in its place."""
         sources = self._sources(closing=books is not None)
-        length = self._length if books is not None or self._header.nframes is not None else 0
         try:
             image, self._frames_received = nexus.build_master(
-                self._header, self.layout, self._nonce, self._spread, sources, length, books
+                self._header, self.layout, self._nonce, self._spread, sources, self._length, books
             )
         except (ValueError, TypeError) as exc:
             raise StreamError(f"frames of {self.layout} cannot be stored in HDF5: {exc}") from exc

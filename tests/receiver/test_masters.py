@@ -11,7 +11,7 @@ from tangods_receiver.errors import ConfigError
 from tangods_receiver.fileset import FileSet
 from tangods_receiver.recovery import check, recover
 from tangods_receiver.spread import Spread
-from tests.receiver.series_files import DETECTOR, MODULES, PACKED, SMALL, books, header, records
+from tests.receiver.series_files import DETECTOR, MODULES, PACKED, SMALL, books, header, image, records
 from tests.receiver.test_fileset import SPREADS, files, gaps, ids, shows
 
 
@@ -175,3 +175,27 @@ def test_what_is_no_file_of_ours_is_refused_as_before(tmp_path, text):
     for look in (check, recover):
         with pytest.raises(ConfigError):
             look(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("nframes", [13, None])
+def test_whole_images_of_modules_are_shown_across_files(tmp_path, nframes):
+    for name, end in (("a.h5", lambda file: file.close(books(13, 13))), ("b.h5", FileSet.abandon)):
+        path = tmp_path / name
+        geometry = {"x": [0, 8, 17], "y": [0, 0, 0]}
+        file = FileSet.create(path, header(nframes, **geometry), MODULES, Spread(2, 5))
+        file.append(records(range(13), MODULES))
+        file.commit()
+        assert assembled(path) == (nframes or 0)  # without a length HDF5 does not look through two layers
+        end(file)
+        assert recover(path).ok and assembled(path) == 13
+
+
+def assembled(path):
+    """How many whole images there are, each of them right."""
+    with h5py.File(path) as h5:
+        images = h5[f"{DETECTOR}/assembled"][()]
+        assert h5["entry/data"].attrs["signal"] == "assembled"
+        for k, pixels in enumerate(images):
+            parts = [pixels[:, 0:8], pixels[:, 8:16], pixels[:, 17:25]]
+            assert all((part == image(k, m, MODULES)).all() for m, part in enumerate(parts))
+        return len(images)
