@@ -293,6 +293,7 @@ def test_init_keeps_the_hardwares_lists_and_its_port(device: tango.DeviceProxy) 
     assert wait_end(device) in ON, device.status()
 
 
+@pytest.mark.slow
 def test_restart_of_the_receiver_by_command(device: tango.DeviceProxy) -> None:
     device.RestartReceiver()
     wait_for("the end of it", lambda: device.status() == "ready")

@@ -46,6 +46,7 @@ def test_the_command_line_knows_no_difference(tmp_path, capsys):
     assert "29 of 30 frames, 1 missing" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("spread", SPREADS, ids=ids)
 @pytest.mark.parametrize("seed", [*range(2), *(pytest.param(s, marks=pytest.mark.soak) for s in range(2, 40))])

@@ -171,6 +171,7 @@ def test_16_it_ends_quickly_whatever_it_waits_for(tmp_path, peer):
         assert time.monotonic() - begun < 3
 
 
+@pytest.mark.slow
 def test_9_viewers_that_do_not_read_stop_nothing(tmp_path):
     """Some ask for the image without a pause, some ask and never take the answer."""
     shape = (1000, 1000)
