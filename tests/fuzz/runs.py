@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import struct
 import sys
@@ -53,6 +54,8 @@ class Run:
             stream = rng.sample(self._protocol.seeds, 6)
             (corpus / str(number)).write_bytes(packed(stream))
         flags = [sys.argv[0], str(corpus), f"-max_len={LONGEST}", f"-seed={seed % 2**31}", "-print_final_stats=1"]
+        faulthandler.enable()  # tells which thread it was, which libFuzzer does not
+        flags += ["-handle_segv=0", "-handle_bus=0", "-handle_abrt=0", "-handle_ill=0", "-handle_fpe=0"]
         flags += ["-rss_limit_mb=2500", "-timeout=60", "-verbosity=1", f"-artifact_prefix={self._keep}."]
         atheris.Setup(flags, self._one_input, custom_mutator=self._mutate)
         atheris.Fuzz()
@@ -94,6 +97,8 @@ class Run:
                 self._stage = checks.Stage(self._yard, protocol=self._protocol.name).__enter__()
             self._stage.send(stream)
             self._unsettled += stream
+            with self._keep.open("ab") as kept:  # also for the case that the process dies
+                kept.write(packed(stream))
             if len(self._unsettled) > SETTLE:
                 self._settle()
         except BaseException:
@@ -112,6 +117,7 @@ class Run:
             self._stage.good_files()
             self._clear()
         self._unsettled.clear()
+        self._keep.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         self._files += len(self._yard.written())

@@ -12,14 +12,18 @@ import numpy as np
 import psutil
 import pytest
 
+from tangods_receiver import codecs
 from tangods_receiver.protocol import stins
+from tangods_receiver.recovery import check
 from tangods_receiver.seriesfile import SeriesFile
 from tests.receiver.streaming import SHAPE, Sender, balanced, holds, image, read, running, wait_closed, wait_opened
 from tests.waiting import wait_for
 
 SENDER = """
 import sys, zmq
+from tangods_receiver import codecs
 from tangods_receiver.protocol import stins
+from tangods_receiver.recovery import check
 port, size, count, path = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
     socket.sndhwm = 2  # what waits, waits at the receiver
@@ -76,6 +80,24 @@ def test_10_a_message_of_an_unknown_kind_is_no_black_frame(tmp_path):
         s = wait_closed(engine, 1)
         assert (s.written, s.rejected, s.missing, s.state) == (2, 1, 1, "error") and "picture" in s.error
         assert holds(tmp_path / "a.h5", (0, 2))
+
+
+def test_10_a_damaged_chunk_is_found_by_a_check_that_survives_it(tmp_path):
+    """The library's own filter follows a false length out of its buffer."""
+    with Sender() as sender, running(tmp_path, sender.endpoint) as engine:
+        sender.start(tmp_path / "a.h5", series=1, nframes=2)
+        pixels = image(0, (100, 200), "uint32")
+        good = bytes(codecs.compress("bslz4", pixels))
+        for number, payload in enumerate((good, good[:12] + b"\x7f" * 4 + good[16:])):
+            head = stins.encode_frame_header(number, pixels.shape, "uint32", "bslz4", sender.serial, series=1)
+            sender.parts([head, payload])
+        sender.end()
+        s = wait_closed(engine, 1)
+    if s.written == 2:
+        report = check(tmp_path / "a.h5")
+        assert not report.ok and "1" in " ".join(report.problems)
+    else:
+        assert s.rejected == 1
 
 
 def test_12_an_open_error_stays_until_somebody_takes_note(tmp_path):
