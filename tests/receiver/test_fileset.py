@@ -262,6 +262,19 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_made(tmp_path, taken
     assert files(tmp_path) == [taken] and (tmp_path / taken).read_text() == "mine"
 
 
+def test_a_name_that_is_taken_during_the_series_is_never_overwritten(tmp_path):
+    file = FileSet.create(tmp_path / "a.h5", header(20), SMALL, Spread(2, 5))
+    (tmp_path / "a_000001_part00.h5").write_text("mine")
+    with pytest.raises(WriteError, match="a_000001_part00.h5: File exists"):
+        file.append(records([9, 10]))
+    file.append(records([8, 11]))
+    file.close(books(20, 2, gaps([8, 11], 20)))
+    assert len(files(tmp_path)) == 5
+    assert (tmp_path / "a_000001_part00.h5").read_text() == "mine"
+    (tmp_path / "a_000001_part00.h5").unlink()  # HDF5 does not read on where a file is none of its own
+    assert shows(tmp_path / "a.h5", [8, 11], 20)
+
+
 def test_names_beyond_the_series_are_free(tmp_path):
     (tmp_path / "a_000002_part00.h5").write_text("mine")
     FileSet.create(tmp_path / "a.h5", header(20), SMALL, Spread(2, 5)).close(books(20, 0))
