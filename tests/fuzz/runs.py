@@ -30,6 +30,7 @@ class Run:
         self._protocol = protocol
         self._yard = checks.Yard(folder)
         self._total, self._keep = total, keep
+        self._kept = os.open(keep, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         self._done = self._refused = self._files = 0
         self._stage: checks.Stage | None = None
         self._unsettled: list[Parts] = []  # sent, and perhaps not handled yet
@@ -97,12 +98,10 @@ class Run:
                 self._stage = checks.Stage(self._yard, protocol=self._protocol.name).__enter__()
             self._stage.send(stream)
             self._unsettled += stream
-            with self._keep.open("ab") as kept:  # also for the case that the process dies
-                kept.write(packed(stream))
+            os.write(self._kept, packed(stream))  # also for the case that the process dies
             if len(self._unsettled) > SETTLE:
                 self._settle()
         except BaseException:
-            self._keep.write_bytes(packed(self._unsettled or stream))
             print(f"not survived: kept in {self._keep}; seed {self._seed}", file=sys.stderr, flush=True)
             raise
         before, self._done = self._done, self._done + len(stream)
@@ -117,7 +116,8 @@ class Run:
             self._stage.good_files()
             self._clear()
         self._unsettled.clear()
-        self._keep.unlink(missing_ok=True)
+        os.ftruncate(self._kept, 0)
+        os.lseek(self._kept, 0, os.SEEK_SET)
 
     def _clear(self) -> None:
         self._files += len(self._yard.written())
