@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 
@@ -22,7 +23,7 @@ from . import h5fields, nexus
 from .catalogue import Catalogue, Write, missing_cost, missing_writes
 from .errors import StreamError, WriteError
 from .records import HEADER, HEADER_SIZE, Books, FileHeader, ImageLayout, Record, aligned, record_size
-from .writing import Packed, PythonPacked, write_all
+from .writing import Packed, PythonPacked, punch_hole, write_all
 
 __all__ = ["Books", "FileHeader", "ImageLayout", "Record", "SeriesFile", "write_all"]
 
@@ -266,12 +267,14 @@ class SeriesFile:
         self._size = size
 
     def _erase(self, batch: _Batch) -> None:
-        """Take back the headers of a batch that failed, so that no recovery finds what the books call lost."""
-        offset = batch.start
+        """Take back a batch that failed: no recovery finds what the books call lost, and a full disk has room again."""
+        headers = np.frombuffer(batch.headers, HEADER)
+        sizes = [record_size(size) for size in headers["size"].tolist()]
         try:
-            for header in np.frombuffer(batch.headers, HEADER):
+            if punch_hole(self._fd, batch.start, sum(sizes)):
+                return
+            for offset in accumulate(sizes[:-1], initial=batch.start):
                 write_all(self._fd, [bytes(HEADER_SIZE)], offset)
-                offset += record_size(int(header["size"]))
         except OSError as exc:
             log.debug("%s: failed range not cleaned: %s", self.path, exc)
 
@@ -379,6 +382,8 @@ class SeriesFile:
             end = self._reserve if self._reserve_end == self._end else self._end
             write_all(self._fd, [end.to_bytes(8, "little")], h5fields.END_OF_FILE)
             os.ftruncate(self._fd, end)
+            if self._reserve < min(self._reserve_end, end):  # a full disk has room for other files of the series
+                punch_hole(self._fd, self._reserve, self._reserve_end - self._reserve)
 
     def sync(self) -> None:
         """Have what was written put on the disk (fdatasync); may take long, may run in a thread of its own at any time,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Sequence
@@ -11,6 +12,10 @@ from tangods_receiver.protocol import Buffer
 from tangods_receiver.records import ImageLayout, Record, pack
 
 IOV_MAX = 1024
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_fallocate = getattr(ctypes.CDLL(None), "fallocate64", None)  # glibc
+if _fallocate is not None:
+    _fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
 
 
 def write_all(fd: int, buffers: Sequence[Buffer], offset: int, total: int = -1) -> None:
@@ -25,6 +30,11 @@ def write_all(fd: int, buffers: Sequence[Buffer], offset: int, total: int = -1) 
         left = _unwritten(part, written) + left[IOV_MAX:]
         if not written and left:
             raise OSError(errno.EIO, "nothing was written")
+
+
+def punch_hole(fd: int, offset: int, size: int) -> bool:
+    """Give this range back to the disk, to read as zeros; False where that is not possible."""
+    return _fallocate is not None and _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, size) == 0
 
 
 def _unwritten(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
