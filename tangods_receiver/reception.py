@@ -28,6 +28,7 @@ from tangods_receiver.stats import Loss, Meter, Snapshot, Tally, Timing, summary
 log = logging.getLogger(__name__)
 
 HEADER_WAIT = 1.0  # s a worker waits for what another worker has not read yet: a header, the rest of a series
+DOUBT = 0.02  # s between looks at whether what other workers hold has come
 SLOW = 10.0  # s that a call to the storage may take before the status tells
 HANGS = 60.0  # s after which that is an error
 REMEMBERED = 100  # ids of past series whose leftovers are recognised
@@ -49,6 +50,7 @@ class Reception:
         self._halting = False
         self._open: Series | None = None
         self._last: Series | None = None
+        self._starting: list[SeriesStart] = []  # that wait for their turn
         self._past: deque[int] = deque(maxlen=REMEMBERED)
         self._last_id = 0
         self._opened = self._closed = 0
@@ -94,9 +96,13 @@ class Reception:
     def start(self, worker: int, start: SeriesStart) -> None:
         """A header came: end what was open, open the file."""
         with self._changed:
-            if self._joins(start) or not self._make_way():
-                return
-            series = self._enter(start)
+            self._starting.append(start)
+            try:
+                if not self._make_way(start):
+                    return
+                series = self._enter(start)
+            finally:
+                self._starting = [other for other in self._starting if other is not start]
         with self._storage("creating", series):
             failure = self._create(series)
         if failure:
@@ -126,7 +132,11 @@ class Reception:
                         give_up = 0.0
                 if frames and not records:
                     give_up = self._wait_for_header(worker, frames[0], give_up)
-                    if not give_up:
+                    if give_up:
+                        continue
+                    if series is not None and series is self._open and series.doubts(frames[0]):
+                        series.trusting = True
+                    else:
                         self._refuse(worker, frames)
                         frames = ()
             if records and series is not None:
@@ -136,12 +146,21 @@ class Reception:
         """An end message came."""
         with self._changed:
             limit = time.monotonic() + HEADER_WAIT
+            while (left := limit - time.monotonic()) > 0 and self._doubts_end(end) and not self._halting:
+                self._changed.wait(min(left, DOUBT))
             while not self._ends(end):
+                if self._starting:
+                    limit = time.monotonic() + HEADER_WAIT
                 left = limit - time.monotonic()
                 if self._config.workers == 1 or left <= 0 or self._halting:
                     self._orphan(worker, end)
                     return
                 self._changed.wait(left)
+
+    def _doubts_end(self, end: SeriesEnd) -> bool:
+        """Images before it have not come: it may end a later series, whose start another worker has not read yet."""
+        series = self._open
+        return series is not None and not series.closing and series.ends_with(end) and series.doubts_end(end)
 
     def malformed(self, worker: int, count: int, error: StreamError) -> None:
         """Messages that are none: counted, never written."""
@@ -355,16 +374,38 @@ class Reception:
             and self._open.start.series == start.series
         )
 
-    def _make_way(self) -> bool:
-        """Wait until nothing is open; False when the engine goes down first."""
-        earlier = self._open
-        if earlier is not None and self._config.workers > 1:  # another worker may still hold its last frames
-            self._changed.wait_for(lambda: self._open is not earlier or self._halting, HEADER_WAIT)
-        while self._open is not None and not self._halting:
-            if not self._open.abandoned and self._open.ready:
-                self._abandon(self._open, "a new series began before its end")
+    def _make_way(self, start: SeriesStart) -> bool:
+        """Wait until nothing is open and it is this start's turn; False when there is no series to be opened."""
+        several, limit = self._config.workers > 1, time.monotonic() + HEADER_WAIT
+        while not self._halting and not self._joins(start):
+            earlier = self._open
+            if earlier is None:
+                if not several or time.monotonic() > limit or not self._is_too_early(start):
+                    return True
+                self._changed.wait(DOUBT)
+                continue
+            if several and self._changes_from(earlier):
+                limit = time.monotonic() + HEADER_WAIT  # another worker held its last frames
+                continue
+            if not earlier.abandoned and earlier.ready:
+                self._abandon(earlier, "a new series began before its end")
             self._changed.wait(0.1)
-        return not self._halting
+        return False
+
+    def _changes_from(self, series: Series) -> bool:
+        """Waits for another series, or none, to be open; False: in vain."""
+        return self._changed.wait_for(lambda: self._open is not series or self._halting, HEADER_WAIT)
+
+    def _is_too_early(self, start: SeriesStart) -> bool:
+        """Another worker holds the start of a series before this one, or has not read it yet."""
+        one_sender = len(self._config.endpoints) == 1
+        for other in self._starting:
+            if one_sender and other.serial is not None and start.serial is not None:
+                if other.serial < start.serial:
+                    return True
+            elif other.series is not None and start.series is not None and other.series < start.series:
+                return True
+        return one_sender and self._last is not None and self._last.leaves_room_before(start)
 
     def _enter(self, start: SeriesStart) -> Series:
         series = Series(
@@ -457,10 +498,12 @@ class Reception:
         if self._halting:
             return 0.0
         series = self._open
-        if series is not None and not series.ready:
+        if self._starting or (series is not None and not series.ready):
             self._changed.wait(HEADER_WAIT)
             return time.monotonic() + HEADER_WAIT
-        if self._config.workers == 1 or self._follows(self._gave_up[worker], frame) or self._is_old(frame):
+        if self._config.workers == 1 or self._follows(self._gave_up[worker], frame):
+            return 0.0
+        if not (series is not None and series.doubts(frame)) and self._is_old(frame):
             return 0.0
         now = time.monotonic()
         give_up = give_up or now + HEADER_WAIT

@@ -62,6 +62,7 @@ class Series:
         self.end_serial: int | None = None
         self.deadline: float | None = None  # when it closes whatever is missing
         self.stopped = False
+        self.trusting = False  # its sender numbers frames and messages differently
         self.abandoned = ""  # why it must close at once
         self.failure = ""  # the first write failure: nothing more is stored
         self.acknowledged = False  # a reset came after the failure
@@ -87,7 +88,7 @@ class Series:
         serial, first = frame.serial, start.serial
         if serial is None or first is None:
             return not self.ended
-        if serial <= first or (self.end_serial is not None and serial > self.end_serial):
+        if serial <= first or (self.end_serial is not None and serial > self.end_serial) or self.doubts(frame):
             return False
         return self._before is None or not self._fits_before(frame.number, serial, first)
 
@@ -99,7 +100,34 @@ class Series:
         serials = [frame[6] for frame in frames]
         if start.serial is None or self._before is not None or None in serials:
             return False
+        if not self._in_order and any(map(self.doubts, frames)):
+            return False
         return min(serials) > start.serial and (self.end_serial is None or max(serials) <= self.end_serial)  # type: ignore
+
+    def doubts(self, frame: Frame) -> bool:
+        """More messages were sent before it than its number tells: it may be of the next series, while the end of this
+        one and that start are still in the hands of other workers. They are waited for once; then it is trusted."""
+        sent_before = self._images_before(frame)
+        return not self.trusting and sent_before is not None and frame.number < sent_before // self.start.modules
+
+    def doubts_end(self, end: SeriesEnd) -> bool:
+        """It may be that of a later series: fewer images came than were sent before it."""
+        sent_before = self._images_before(end)
+        return sent_before is not None and self.messages < sent_before
+
+    def leaves_room_before(self, start: SeriesStart) -> bool:
+        """Messages between this series and that start have not come yet: there may be another series among them."""
+        first, serial = self.start.serial, start.serial
+        if first is None or serial is None:
+            return False
+        return serial > (first + self.messages + 1 if self.end_serial is None else self.end_serial) + 1
+
+    def _images_before(self, message: Frame | SeriesEnd) -> int | None:
+        """Images between the start and this message, if it is of this series; None where that is of no use."""
+        first, serial = self.start.serial, message.serial
+        if self._in_order or self._endpoints > 1 or self.end_serial is not None or first is None or serial is None:
+            return None
+        return None if self.start.series is not None and message.series is not None else serial - first - 1
 
     def ends_with(self, end: SeriesEnd) -> bool:
         """Is this the end message of this series?"""

@@ -3,6 +3,7 @@
 import itertools
 import queue
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tangods_receiver import config
 from tangods_receiver.engine import Engine
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart
-from tests.receiver.streaming import SHAPE, image, read, wait_closed
+from tests.receiver.streaming import SHAPE, Sender, holds, image, read, running, wait_closed
 
 KNOWN = {"shape": SHAPE, "dtype": "uint16", "codec": "none"}
 PATIENCE = 0.002  # s that the schedule waits for a worker; one that waits for others does not hold them up
@@ -111,19 +112,20 @@ def shares(draw, messages, workers):
     return [entry for entry in schedule if entry[1]] + [(w, left) for w, left in enumerate(held) if left]
 
 
+WINDOW = 7  # messages that may overtake each other: less than the shortest series has
+
+
 @st.composite
 def one_sender(draw):
-    """Series after series, shared out among the workers: without a pause where the messages say of which they are, else
-    each when the one before is closed."""
+    """Series after series without a pause, shared out among the workers, who run a window apart."""
     workers = draw(st.sampled_from([2, 4]))
     serials = itertools.count(draw(st.sampled_from([0, 1, 2**31 - 5, 2**40])))
     with_ids, announced = draw(st.booleans()), draw(st.booleans())
-    counts = draw(st.lists(st.integers(0, 12), min_size=1, max_size=4))
+    counts = draw(st.lists(st.integers(WINDOW - 1, 14), min_size=1, max_size=4))
     known = draw(st.booleans())
-    series = [[*sent(n, count, known, with_ids, serials, announced)] for n, count in enumerate(counts, 1)]
-    if with_ids:
-        return workers, counts, [(len(counts), shares(draw, sum(series, []), workers))]
-    return workers, counts, [(n, shares(draw, messages, workers)) for n, messages in enumerate(series, 1)]
+    messages = sum([[*sent(n, count, known, with_ids, serials, announced)] for n, count in enumerate(counts, 1)], [])
+    windows = [messages[at : at + WINDOW] for at in range(0, len(messages), WINDOW)]
+    return workers, counts, sum([shares(draw, window, workers) for window in windows], [])
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +148,14 @@ def own_folder(folder):
 @quick
 @given(one_sender())
 def test_series_after_series_over_several_workers(folder, case):
-    workers, counts, schedules = case
+    workers, counts, schedule = case
     with Hands(own_folder(folder), workers) as receiver:
-        for last, schedule in schedules:
-            for worker, messages in schedule:
-                receiver.hands[worker].take(messages)
-            for hand in receiver.hands:
-                hand.settle()
-            s = wait_closed(receiver.engine, last)
-            assert (s.state, s.error) == ("idle", "")
+        for worker, messages in schedule:
+            receiver.hands[worker].take(messages)
+        for hand in receiver.hands:
+            hand.settle()
+        s = wait_closed(receiver.engine, len(counts))
+        assert (s.state, s.error) == ("idle", "")
     for series, count in enumerate(counts, 1):
         data, books = read(receiver.root / f"{series}.h5") if count else (np.zeros((0, *SHAPE)), {})
         assert len(data) == count
@@ -195,3 +196,41 @@ def test_two_senders_of_one_series_over_several_workers(folder, case):
     for number in range(count):
         for module in range(2):
             assert (data[number, module] == image(number + 1000 + 500 * module)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("announced", [True, False])
+def test_streams_without_ids_back_to_back(tmp_path, workers, announced):
+    """Only message numbers tell of which series a frame is, and nobody waits for a series to be closed."""
+    with Sender() as sender, running(tmp_path, sender.endpoint, workers=workers, end_timeout=5) as engine:
+        for series in range(1, 41):
+            count = 1 + 7 * series % 23
+            sender.start(tmp_path / f"{series}.h5", nframes=count if announced else None)
+            for number in range(count):
+                sender.frame(number, image(number + 1000 * series))
+            sender.end()
+        s = wait_closed(engine, 40)
+        assert (s.state, s.error, s.foreign, s.repeated) == ("idle", "", 0, 0)
+    for series in range(1, 41):
+        data, books = read(tmp_path / f"{series}.h5")
+        assert books["end_reason"] == b"complete", series
+        for number, pixels in enumerate(data):
+            assert (pixels == image(number + 1000 * series)).all(), f"series {series}, frame {number}"
+        assert len(data) == 1 + 7 * series % 23
+
+
+@pytest.mark.slow
+def test_a_sender_that_numbers_oddly_is_doubted_once(tmp_path):
+    """Each image is sent twice: from the second on, more messages were sent than the image's number tells."""
+    with Sender() as sender, running(tmp_path, sender.endpoint, workers=2, end_timeout=5) as engine:
+        sender.start(tmp_path / "a.h5", nframes=200)
+        for number in range(200):
+            sender.frame(number)
+            sender.frame(number)
+        began = time.monotonic()
+        sender.end()
+        s = wait_closed(engine, 1)
+        assert (s.written, s.repeated, s.foreign) == (200, 200, 0)
+        assert time.monotonic() - began < 8, "not a second for each"
+    assert holds(tmp_path / "a.h5", range(200))
