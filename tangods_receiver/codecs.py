@@ -77,6 +77,9 @@ def convert(data: Buffer, shape: tuple[int, ...], dtype: str, codec: str, target
     """The chunk `target` of what came as `codec`, by the shortest way there is. StreamError: damaged data."""
     if codec == target == "lz4":
         return lz4block.to_chunk(data, prod(shape) * np.dtype(dtype).itemsize)
+    if codec == target == "bslz4":
+        _bslz4_block(memoryview(data).cast("B"), prod(shape), np.dtype(dtype))
+        return data
     if codec == target:
         return data
     if codec == "cbf" and target == "bslz4" and (chunk := cbf.to_bslz4(data, shape)) is not None:
@@ -130,7 +133,16 @@ def _to_bslz4(array: Array) -> bytes:
 
 def _bslz4(data: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     view = memoryview(data).cast("B")
-    pixels = prod(shape)
+    block = _bslz4_block(view, prod(shape), dtype)
+    _one_thread()
+    try:
+        return np.asarray(bitshuffle.decompress_lz4(np.frombuffer(view, np.uint8)[_HEAD.size :], shape, dtype, block))
+    except Exception as exc:  # the extension raises bare Exception
+        raise StreamError(f"bslz4: damaged ({exc})") from exc
+
+
+def _bslz4_block(view: memoryview, pixels: int, dtype: np.dtype[Any]) -> int:
+    """Pixels in a block of a chunk that no reader will stumble over; the pixels themselves may still be damaged."""
     if len(view) < _HEAD.size:
         raise StreamError(f"bslz4: {len(view)} bytes are less than a header")
     nbytes, block_bytes = _HEAD.unpack_from(view)
@@ -142,11 +154,7 @@ def _bslz4(data: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if block % 8 or block_bytes % dtype.itemsize or block_bytes > 1 << 24:
         raise StreamError(f"bslz4: blocks of {block_bytes} bytes cannot hold pixels of {dtype.itemsize} bytes")
     _walk_blocks(view, pixels, dtype.itemsize, block)
-    _one_thread()
-    try:
-        return np.asarray(bitshuffle.decompress_lz4(np.frombuffer(view, np.uint8)[_HEAD.size :], shape, dtype, block))
-    except Exception as exc:  # the extension raises bare Exception
-        raise StreamError(f"bslz4: damaged ({exc})") from exc
+    return block
 
 
 def _walk_blocks(view: memoryview, pixels: int, itemsize: int, block: int) -> None:

@@ -37,8 +37,8 @@ class Chain:
     def __init__(self, steps: Sequence[Step] = (), target: str | None = None) -> None:
         self._steps = tuple(steps)
         self._target = target
-        as_they_are = {"none", "bslz4"} if target is None else {target} - {"lz4"}
-        self.untouched: frozenset[str] = frozenset() if steps else frozenset(as_they_are)
+        # Compressed ones are looked at: readers of a file may crash on a chunk that is not one.
+        self.untouched: frozenset[str] = frozenset() if steps or target not in (None, "none") else frozenset({"none"})
 
     @property
     def is_empty(self) -> bool:
@@ -57,6 +57,10 @@ class Chain:
         if frame.codec in self.untouched:
             return frame
         try:
+            if frame.codec == "bslz4" and not self._steps and self._target in (None, "bslz4"):
+                for part in (frame.data, *frame.more):
+                    codecs.convert(part, frame.shape, frame.dtype, "bslz4", "bslz4")
+                return frame
             shape, dtype, codec = self.stored(frame.shape, frame.dtype, frame.codec)
             data = self._work(frame, frame.module, frame.data, codec)
             more = tuple(self._work(frame, k, part, codec) for k, part in enumerate(frame.more, frame.module + 1))
