@@ -264,7 +264,7 @@ class FileSet:
         `recover` can finish what was not closed, and the master is then as a kill would leave it."""
         if self._master < 0:
             return
-        self._length = max(self._length, books.frames_expected or 0)
+        self._length = max([self._length, books.frames_expected or 0, *(last + 1 for _, last in books.missing)])
         try:
             for part in self._open_parts():
                 try:

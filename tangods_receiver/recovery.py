@@ -473,7 +473,7 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
     if received not in (len(frames), len(frames) - len(incomplete)):
         problems.append(f"frames_received is {received}, there are {len(frames)}")
     listed = [(int(first), int(last)) for first, last in group["frames_missing"][()]]
-    length = expected if expected >= 0 else int(frames[-1]) + 1 if len(frames) else 0
+    length = expected if expected >= 0 else known.length
     gone = gaps(frames, length), gaps(np.setdiff1d(frames, incomplete), length)
     if listed not in gone:
         problems.append(

@@ -349,8 +349,7 @@ class SeriesFile:
             if self._fd < 0:
                 return
             try:
-                if books.frames_expected is not None:
-                    self._catalogue.extend(books.frames_expected)
+                self._catalogue.extend(max([books.frames_expected or 0, *(last + 1 for _, last in books.missing)]))
                 self._commit(last=True)
                 self._todo += self._book_writes(books)
                 self._write_todo()

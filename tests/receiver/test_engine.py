@@ -810,10 +810,24 @@ def test_bslz4_is_stored_as_it_came(tmp_path, sender, engine):
     assert (engine.last_frame().array == image(4)).all()
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_last_frames_left_out_of_a_series_without_end(tmp_path, sender, parts):
+    """Nobody said how many frames there would be: what came and is not stored is listed, and the file is as long."""
+    with running(tmp_path, sender.endpoint, parts=parts) as engine:
+        sender.start(tmp_path / "a.h5", series=1)
+        sender.frames([0, 1])
+        for number in (2, 3, 4):
+            sender.frame(number, discard=True)
+        wait_for(lambda: engine.snapshot().discarded == 3)
+        engine.stop()
+        wait_closed(engine, 1)
+    assert holds(tmp_path / "a.h5", [0, 1], 5)
+
+
 def test_damaged_pixels_do_not_hurt_the_live_view(tmp_path, sender, engine):
     sender.start("", series=1, nframes=1)
     data = bytearray(codecs.compress("bslz4", image(0)))
-    data[12:16] = b"\xff\xff\xff\xff"
+    data[16:] = b"\xff" * (len(data) - 16)
     sender.parts([stins.encode_frame_header(0, SHAPE, "uint16", "bslz4", sender.serial, series=1), data])
     wait_closed(engine, 1)
     with pytest.raises(StreamError, match="bslz4"):
