@@ -8,10 +8,10 @@ ENV_SOURCES := setup.py pyproject.toml resources/constraints.txt resources/make-
 ARGS ?=
 TWINS := $(addprefix tests/receiver/test_,codecs.py engine.py seriesfile.py transforms.py)
 
-.PHONY: help demo test check soak bench lint format clean env-demo env-test apt-test apt-bench
+.PHONY: help demo test check soak fuzz bench lint format clean env-demo env-test apt-test apt-bench
 
 help:
-	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: check (fast tests), soak, bench, lint, format, clean"
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: check (fast tests), soak, fuzz, bench, lint, format, clean"
 
 demo: .venv/.demo  ## one acquisition through a real Tango database and both devices
 	@tangods-detector demo $(ARGS)
@@ -25,6 +25,9 @@ check: .venv/.test  ## the fast part, without device servers of their own
 
 soak: apt-test .venv/.test  ## minutes to hours
 	@python -m pytest -m soak --timeout 0 $(ARGS)
+
+fuzz: .venv/.fuzz  ## a million malformed messages against decoders, workers and files
+	@python -m tests.fuzz $(ARGS)
 
 bench: apt-bench .venv/.test  ## side by side with C programs and others, in one run
 	@python benchmarks/run.py $(ARGS)
@@ -40,6 +43,9 @@ format: .venv/.test
 
 .venv/.test: $(ENV_SOURCES)
 	@resources/make-env test $@
+
+.venv/.fuzz: $(ENV_SOURCES)
+	@resources/make-env test,fuzz $@
 
 apt-test:
 	@resources/install-apt test

@@ -81,6 +81,7 @@ setup(
     extras_require={
         "bench": BENCH,
         "demo": DEMO,  # its picture, and a shell to go on with
+        "fuzz": ["atheris==3.0.0 ; python_version >= '3.11'"],  # guided by coverage; without it fuzzing is random
         "gui": ["PyQt5==5.15.11", "silx[full-no-qt]==3.1.3", "taurus==5.4.1", "taurus_pyqtgraph==0.9.9", SETUPTOOLS],
         "sardana": ["sardana==3.7.1", SETUPTOOLS],
         "test": [*TEST, *BENCH, *DEMO],
