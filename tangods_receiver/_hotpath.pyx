@@ -133,7 +133,7 @@ cdef const char *text(const char *at, const char *end, Text *out) noexcept nogil
 cdef const char *whole(const char *at, const char *end, int64_t *out) noexcept nogil:
     """A whole number from 0, of at most 18 digits."""
     cdef const char *first = at
-    cdef int64_t value = 0
+    cdef uint64_t value = 0
     while at < end and c'0' <= at[0] <= c'9' and at - first <= 18:
         value = 10 * value + (at[0] - c'0')
         at += 1
@@ -141,7 +141,7 @@ cdef const char *whole(const char *at, const char *end, int64_t *out) noexcept n
         return NULL
     if at < end and (at[0] == c'.' or at[0] == c'e' or at[0] == c'E'):
         return NULL
-    out[0] = value
+    out[0] = <int64_t>value
     return at
 
 

@@ -153,13 +153,9 @@ class FileSet:
         for part in self._parts.values():
             if part.file.layout is None:  # else this is tried again after a failure
                 part.file.define(layout)
-        self.layout = layout
-        try:
-            with self._on_storage("define the images of"):
-                self._show()
-        except BaseException:
-            self.layout = None
-            raise
+        with self._on_storage("define the images of"):
+            self._show(layout=layout)
+        self.layout = layout  # last: only now is there something to commit
 
     def append(self, records: Sequence[Record]) -> int:
         """Write these records, for each file in one go; returns the bytes of their payloads.
@@ -308,15 +304,16 @@ class FileSet:
             if len(self._parts) >= MANY_FILES:
                 log.debug("%s: %d files", self.path, len(self._parts))
 
-    def _show(self, books: Books | None = None, first: bool = False) -> None:
-        """Make the master and put it in its place."""
+    def _show(self, books: Books | None = None, first: bool = False, layout: ImageLayout | None = None) -> None:
+        """Make the master and put it in its place; `layout`: it becomes known with that."""
+        layout = layout or self.layout
         sources = self._sources(closing=books is not None)
         try:
             image, self._frames_received = nexus.build_master(
-                self._header, self.layout, self._nonce, self._spread, sources, self._length, books
+                self._header, layout, self._nonce, self._spread, sources, self._length, books
             )
         except (ValueError, TypeError) as exc:
-            raise StreamError(f"frames of {self.layout} cannot be stored in HDF5: {exc}") from exc
+            raise StreamError(f"frames of {layout} cannot be stored in HDF5: {exc}") from exc
         old, self._master = self._master, put_file(self.path, image, self._nonce, first, self._master)
         if old >= 0:
             os.close(old)

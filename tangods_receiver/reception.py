@@ -327,27 +327,34 @@ class Reception:
             if series is None or not series.due(now, quiet_for, self._config.stall_timeout):
                 return False
             books = series.close()
-        with self._storage("closing", series):
-            failure = self._close_file(series, books)
-        if not failure:
-            series.committed = Tally.sum(series.tallies).written
-        self._log_close(series, self._commits)
-        with self._changed:
-            self._judge(series, failure)
-            self._last, self._open = series, None
-            self._earlier_missing += total(series.missing)
-            self._end_reason = series.end_reason()
-            if series.start.series is not None:
-                self._past.append(series.start.series)
-            if series.file is not None:
-                self._last_file = str(series.file.path)
-            if self._opened == series.id:
-                self._closed = series.id
-            series.latest = None
-            self._change()
+        failure = f"series {series.id}: closing was interrupted; see the log"
+        try:
+            with self._storage("closing", series):
+                failure = self._close_file(series, books)
+            if not failure:
+                series.committed = Tally.sum(series.tallies).written
+            self._log_close(series, self._commits)
+        finally:  # whatever happened, the next series can come
+            with self._changed:
+                self._let_go(series, failure)
         if series.file is not None:
             self._sync(series)
         return True
+
+    def _let_go(self, series: Series, failure: str) -> None:
+        """It is closed: what is left of it."""
+        self._judge(series, failure)
+        self._last, self._open = series, None
+        self._earlier_missing += total(series.missing)
+        self._end_reason = series.end_reason()
+        if series.start.series is not None:
+            self._past.append(series.start.series)
+        if series.file is not None:
+            self._last_file = str(series.file.path)
+        if self._opened == series.id:
+            self._closed = series.id
+        series.latest = None
+        self._change()
 
     @staticmethod
     def _close_file(series: Series, books: Books) -> str:
@@ -366,13 +373,16 @@ class Reception:
     # --- a start -----------------------------------------------------------------------------------------------------
 
     def _joins(self, start: SeriesStart) -> bool:
-        """Several senders of one series each send a header; the first opened it."""
-        return (
-            len(self._config.endpoints) > 1
-            and start.series is not None
-            and self._open is not None
-            and self._open.start.series == start.series
-        )
+        """Several senders of one series each send a header; the first opened it, and it may be over already."""
+        endpoints = len(self._config.endpoints)
+        if endpoints == 1 or start.series is None:
+            return False
+        for series in (self._open, self._last):
+            if series is not None and series.start.series == start.series:
+                if series is self._open or series.headers < endpoints:
+                    series.headers += 1
+                    return True
+        return False
 
     def _make_way(self, start: SeriesStart) -> bool:
         """Wait until nothing is open and it is this start's turn; False when there is no series to be opened."""
@@ -599,7 +609,9 @@ class Reception:
             self._wake.set()
 
     def _abandon(self, series: Series, reason: str) -> None:
-        series.abandoned = series.abandoned or reason
+        """Have it closed, as what it is: one of which everything came is complete."""
+        if not series.closing and not series.is_complete():
+            series.abandoned = series.abandoned or reason
         self._wake.set()
 
     def _fail(self, sentence: str) -> None:

@@ -62,6 +62,7 @@ class Series:
         self.end_serial: int | None = None
         self.deadline: float | None = None  # when it closes whatever is missing
         self.stopped = False
+        self.headers = 1  # start messages that came: each sender has its own
         self.trusting = False  # its sender numbers frames and messages differently
         self.abandoned = ""  # why it must close at once
         self.failure = ""  # the first write failure: nothing more is stored
@@ -355,6 +356,10 @@ class Series:
             self.abandoned = f"nothing came for {stall_timeout:g} s"
             return True
         return False
+
+    def is_complete(self) -> bool:
+        """Everything came, whether it is closed already or not."""
+        return self.ledger.all_came or (self.ended and self._everything_came(0.0))
 
     def _everything_came(self, quiet_for: float) -> bool:
         """After the end message: is nothing on its way any more, also not in the hands of another worker?"""
