@@ -20,7 +20,8 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 class ReceiverConfig(BaseModel):
     """Times in seconds, sizes in bytes.
 
-    `endpoints` the senders to pull from; `workers` threads, each with a socket to all endpoints; `root` the directory
+    `endpoints` the senders to pull from (several send one series together, and wait for its close before the next);
+    `workers` threads, each with a socket to all endpoints; `root` the directory
     below which files may be written; `dataset` path of the images in the file; `http` "host:port" ("" none, port 0
     any free one); `hwm_bytes` what may wait in memory per worker and endpoint; `end_timeout` how long missing frames
     are waited for after the end message; `stall_timeout` closes a series in which nothing comes (0: never);

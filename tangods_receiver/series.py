@@ -1,6 +1,16 @@
 """One series: which frames are its own, what becomes of each, and when it is over. No threads, no sockets.
 
-`reception.py` calls everything here with its lock held, except `write`, which is the disk's time."""
+`reception.py` calls everything here with its lock held, except `write`, which is the disk's time.
+
+How a frame finds its series, by what its sender gives:
+
+    series ids        they decide; a frame of an unknown id waits a second for its start (several workers), then is refused
+    message numbers   those between start and end are its own (`owns`). The streamer may have restarted and count from 0
+                      again: `_fits_before` knows its leftovers. With several workers the next series may come before
+                      this one's end is read: `doubts`, `doubts_end` and `leaves_room_before` wait for it, a second at most
+    neither           order of arrival: one worker, one endpoint; others are refused at the start
+
+Several endpoints: each sender sends a start and an end; the next series must begin only when this one is closed."""
 
 from __future__ import annotations
 
