@@ -4,10 +4,11 @@
 
 How a frame finds its series, by what its sender gives:
 
-    series ids        they decide; a frame of an unknown id waits a second for its start (several workers), then is refused
-    message numbers   those between start and end are its own (`owns`). The streamer may have restarted and count from 0
-                      again: `_fits_before` knows its leftovers. With several workers the next series may come before
-                      this one's end is read: `doubts`, `doubts_end` and `leaves_room_before` wait for it, a second at most
+    series ids        they decide; with several workers a frame of an unknown id waits a second for its start
+    message numbers   those between start and end are its own (`owns`). The streamer may have restarted and count from
+                      0 again: `_fits_before` knows its leftovers. With several workers the next series may come
+                      before this one's end is read: `doubts`, `doubts_end` and `leaves_room_before` wait for that,
+                      a second at most
     neither           order of arrival: one worker, one endpoint; others are refused at the start
 
 Several endpoints: each sender sends a start and an end; the next series must begin only when this one is closed."""
