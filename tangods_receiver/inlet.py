@@ -1,10 +1,20 @@
-"""A PULL socket connected to one sender, whose high-water mark follows the size of the frames."""
+"""A PULL socket connected to one sender: its high-water mark follows the size of the frames; it never stays deaf."""
 
 from __future__ import annotations
 
+import logging
+import time
+from itertools import count
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+log = logging.getLogger(__name__)
+
+LOOK = 1.0  # s between looks at what libzmq did with the connection
+QUIET = 60.0  # s without another warning
+_numbers = count()  # FDs would do as names of monitors, were they not used again too soon
 
 
 class Inlet:
@@ -14,13 +24,74 @@ class Inlet:
     queue that is empty: then nothing comes any more, for ever; and one that is raised does not wake him. So it is
     changed only just before a message is read of which he will learn, and one that is there to be read.
 
-    (It may not be changed at all on a socket that binds: libzmq 4.3.5 crashes when a peer goes away in that moment.)"""
+    (It may not be changed at all on a socket that binds: libzmq 4.3.5 crashes when a peer goes away in that moment.)
+
+    libzmq connects again when a connection is lost, but not when the peer broke the protocol: after a greeting that is
+    wrong, or a message above MAXMSGSIZE, it closes and does no more. Its events tell: DISCONNECTED is followed at once
+    by CONNECT_RETRIED, or by nothing. `mend` then connects anew: a new queue, in which counting begins at 0."""
 
     def __init__(self, socket: zmq.Socket[Any], mark: int) -> None:
-        """A socket without any connection yet; it must get one only."""
+        """A socket without any connection yet, which is the inlet's from now on."""
         self.socket = socket
         self._mark = self._wanted = socket.rcvhwm = mark
-        self._taken = 0  # messages
+        self._taken = 0  # messages, of this connection
+        self._endpoint = ""
+        self._events: zmq.Socket[bytes] | None = None
+        self._look_at = 0.0
+        self._lost = False  # and libzmq did not try again
+        self._told = False  # the log, since the last message
+        self._quiet_until = 0.0
+
+    def connect(self, endpoint: str) -> None:
+        """Only once."""
+        self._endpoint = endpoint
+        monitor = f"inproc://inlet-{next(_numbers)}"
+        self.socket.monitor(monitor, zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
+        self._events = self.socket.context.socket(zmq.PAIR)
+        self._events.rcvhwm = 0  # libzmq's thread would wait for room
+        self._events.connect(monitor)
+        self.socket.connect(endpoint)
+
+    def close(self) -> None:
+        """What has not been taken is lost. May be called again."""
+        if not self.socket.closed:
+            self.socket.monitor(None, 0)  # first: libzmq's thread would wait for somebody to take its events
+            self.socket.close(0)
+        if self._events is not None:
+            self._events.close(0)
+
+    def mend(self) -> None:
+        """To be called often, while there is nothing to take: a connection that libzmq gave up is made anew.
+
+        Not at once: so its last messages have been taken, and a peer that stays wrong is tried each second only."""
+        now = time.monotonic()
+        if now < self._look_at or self._events is None:
+            return
+        self._look_at = now + LOOK
+        news = False
+        while self._events.poll(0):
+            news = True
+            self._lost = recv_monitor_message(self._events)["event"] == zmq.EVENT_DISCONNECTED
+        if self._lost and not news:
+            self._tell(now)
+            self._connect_anew()
+
+    def _tell(self, now: float) -> None:
+        if not self._told and now >= self._quiet_until:
+            self._told = True
+            self._quiet_until = now + QUIET
+            log.warning(
+                "%s: the connection was closed, for what came is not ZeroMQ, no PUSH socket, or a message of more than "
+                "%d bytes; it is tried again each second: see which program sends there, and what",
+                self._endpoint,
+                self.socket.maxmsgsize,
+            )
+
+    def _connect_anew(self) -> None:
+        self._lost = False
+        self.socket.disconnect(self._endpoint)
+        self._taken = 0
+        self.socket.connect(self._endpoint)
 
     def hold(self, messages: int) -> None:
         """Have no more than so many messages wait here, 2 at least; as soon as that can be."""
@@ -44,6 +115,7 @@ class Inlet:
 
     def took(self, messages: int) -> None:
         self._taken += messages
+        self._told = False
 
     def _set(self, mark: int) -> None:
         self._mark = self.socket.rcvhwm = mark

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import zmq
@@ -29,6 +29,7 @@ OVERHEAD = 1024  # bytes that libzmq and we need per message besides its payload
 DRAIN = 0.5  # s at most for what is already here when the engine stops
 START_LIMIT = 10.0  # s
 PARTS = 2048  # of one message; the rest is not kept
+PART_BYTES = 2 * stins.MAX_IMAGE  # of one part; libzmq closes the connection when there are more
 
 Decode = Callable[[Parts], Message]
 Item = Frame | list[Any]  # a frame that is decoded already, or the parts of a message
@@ -90,8 +91,8 @@ class Worker:
         self._ready = threading.Event()
         self._failure: Exception | None = None
         self._frame_bytes = 0  # that the high-water marks were last set for
-        self._sockets: list[zmq.Socket[bytes]] = []
-        self._mine = threading.Lock()  # held by who uses the sockets: the thread, but not in calls that may hang
+        self._inlets: list[Inlet] = []
+        self._mine = threading.Lock()  # held by who uses the inlets: the thread, but not in calls that may hang
         self._abandoned = False
         self._thread = threading.Thread(target=self._main, name=f"{config.name} worker {index}", daemon=True)
 
@@ -114,21 +115,20 @@ class Worker:
         """It hangs: let go of the senders, whose frames would go to it for ever instead of to who comes after it."""
         if self._mine.acquire(timeout=1.0):
             self._abandoned = True
-            for socket in self._sockets:
-                socket.close(0)
+            for inlet in self._inlets:
+                inlet.close()
             self._mine.release()
 
     def _main(self) -> None:
         try:
             with self._own_context() as context, ExitStack() as stack:
-                inlets = []
                 for endpoint in self._config.endpoints:
-                    inlets.append(Inlet(stack.enter_context(context.socket(zmq.PULL)), self._fitting(TYPICAL_FRAME)))
-                    self._connect(inlets[-1].socket, endpoint)
-                    self._sockets.append(inlets[-1].socket)
+                    inlet = stack.enter_context(closing(Inlet(context.socket(zmq.PULL), self._fitting(TYPICAL_FRAME))))
+                    self._connect(inlet, endpoint)
+                    self._inlets.append(inlet)
                 self._ready.set()
                 with self._mine:
-                    self._loop(inlets)
+                    self._loop(self._inlets)
         except Exception as exc:  # before the loop: `start` tells; out of the loop nothing comes
             self._failure = exc
         finally:
@@ -142,14 +142,15 @@ class Worker:
             with zmq.Context(self._config.io_threads) as context:
                 yield context
 
-    def _connect(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
+    def _connect(self, inlet: Inlet, endpoint: str) -> None:
+        socket = inlet.socket
         socket.linger = 0
-        socket.setsockopt(zmq.MAXMSGSIZE, 2 * stins.MAX_IMAGE)
+        socket.setsockopt(zmq.MAXMSGSIZE, PART_BYTES)
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)  # a silent network must not look like a detector that waits
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
         socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
         socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-        socket.connect(endpoint)
+        inlet.connect(endpoint)
 
     def _loop(self, inlets: Sequence[Inlet]) -> None:
         poller = zmq.Poller()
@@ -169,6 +170,8 @@ class Worker:
                         self._reception.reading(self._index, len(items), receiver.nbytes, receiver.full)
                         if not self._hand_over(inlets, items):
                             return
+                    else:
+                        inlet.mend()
                 if self._halt.is_set():
                     drained_by = drained_by or time.monotonic() + DRAIN
                     if not poller.poll(0) or time.monotonic() > drained_by:

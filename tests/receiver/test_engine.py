@@ -4,6 +4,7 @@ import bz2
 import errno
 import os
 import shutil
+import socket
 import threading
 import time
 from pathlib import Path
@@ -722,6 +723,35 @@ def test_two_senders_of_one_series(tmp_path):
         assert (s.written, s.missing, s.state) == (20, 0, "idle")
         data, _ = read(tmp_path / "a.h5")
         assert (data[9, 1] == image(19)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True])
+def test_wrong_program_at_the_address_then_the_sender(tmp_path, monkeypatch, caplog, shared):
+    """Its greeting makes libzmq give up, and so does a message that is too large: the next series is whole."""
+    monkeypatch.setattr("tangods_receiver.source.PART_BYTES", 10_000)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00PLAIN" + bytes(47)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(5)
+        port = server.getsockname()[1]
+        with running(tmp_path, f"tcp://127.0.0.1:{port}", context_per_worker=not shared) as engine:
+            link, _ = server.accept()
+            link.sendall(greeting)
+            while link.recv(100):
+                pass
+            link.close()
+            server.close()
+            with Sender(port) as sender:
+                for series in (1, 2):
+                    sender.start(tmp_path / f"{series}.h5", series=series, nframes=300)
+                    sender.frames(range(300))
+                    assert wait_closed(engine, series).written == 300
+                    assert holds(tmp_path / f"{series}.h5", range(300))
+                    sender.parts([bytes(20_000)])
+                    wait_for(lambda: not sender._socket.poll(0, zmq.POLLOUT), what="connection closed")
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 3
+    assert len([r for r in caplog.records if r.levelname == "WARNING" and "not ZeroMQ" in r.getMessage()]) == 1
 
 
 # --- the engine itself -----------------------------------------------------------------------------------------------
