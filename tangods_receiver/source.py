@@ -108,7 +108,8 @@ class Worker:
 
     def join(self, limit: float) -> bool:
         """False: it still hangs, in a call to the storage."""
-        self._thread.join(limit)
+        if self._thread.ident is not None:  # else it could not be started
+            self._thread.join(limit)
         return not self._thread.is_alive()
 
     def abandon(self) -> None:
@@ -213,6 +214,11 @@ class Worker:
                         continue
             except StreamError as exc:
                 refused.append(exc)
+                continue
+            except Exception as exc:  # the other messages of the batch are not to blame
+                log.exception("worker %d", index)
+                reception.fail(exc)
+                refused.append(StreamError(f"{type(exc).__name__}: {exc}"))
                 continue
             reception.frames(index, frames)
             frames, size = [], 0
