@@ -23,7 +23,7 @@ def machine(folder: str) -> dict[str, Any]:
         "cpu": found(r"model name\s*: (.+)", info) or platform.processor(),
         "virtual": "hypervisor" in found(r"flags\s*: (.+)", info).split(),
         "memory_gb": round(int(memory[1]) * 1024 / 1e9) if memory else 0,
-        "kernel": platform.release(),
+        "kernel": platform.release().split("-")[0],
         "python": platform.python_version(),
         "zeromq": {"ours": zmq.zmq_version(), "C": said("pkg-config", "--modversion", "libzmq")},
         "hdf5": {"h5py": h5py.version.hdf5_version, "C": said("pkg-config", "--modversion", "hdf5")},
