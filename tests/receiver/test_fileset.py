@@ -102,7 +102,7 @@ def test_any_order_and_gaps(tmp_path, spread, known, layout):
     file.close(books(n, len(frames), gaps(frames, n)))
     assert shows(path, frames, n, layout)
     assert closed_with(path, n, len(frames), gaps(frames, n))
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize("spread", SPREADS, ids=ids)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tangods_receiver import config
 from tangods_receiver.engine import Engine
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart
-from tests.receiver.streaming import SHAPE, Sender, holds, image, read, running, wait_closed
+from tests.receiver.streaming import SHAPE, Sender, holds, image, read, running, wait_closed, wait_opened
 
 KNOWN = {"shape": SHAPE, "dtype": "uint16", "codec": "none"}
 PATIENCE = 0.002  # s that the schedule waits for a worker; one that waits for others does not hold them up
@@ -202,11 +202,14 @@ def test_two_senders_of_one_series_over_several_workers(folder, case):
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("announced", [True, False])
 def test_streams_without_ids_back_to_back(tmp_path, workers, announced):
-    """Only message numbers tell of which series a frame is, and nobody waits for a series to be closed."""
+    """Only message numbers tell of which series a frame is, and nobody waits for a series to be closed (but for the
+    first to be opened: without any before it nobody knows which start is the first)."""
     with Sender() as sender, running(tmp_path, sender.endpoint, workers=workers, end_timeout=5) as engine:
         for series in range(1, 41):
             count = 1 + 7 * series % 23
             sender.start(tmp_path / f"{series}.h5", nframes=count if announced else None)
+            if series == 1:
+                wait_opened(engine, 1)
             for number in range(count):
                 sender.frame(number, image(number + 1000 * series))
             sender.end()
