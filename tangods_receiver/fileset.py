@@ -6,7 +6,6 @@ The master is small and never changed in place: a new one takes its name when th
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import time
@@ -19,7 +18,7 @@ from . import nexus
 from .errors import StreamError, WriteError
 from .nexus import Source
 from .records import Books, FileHeader, ImageLayout, Part, Record
-from .seriesfile import SeriesFile, write_error
+from .seriesfile import SeriesFile, lock_shared, write_error
 from .spread import Key, Spread
 from .writing import write_all
 
@@ -366,7 +365,7 @@ def put_file(path: Path, content: bytes, nonce: int, first: bool = False, presen
     made = path.with_name(os.fsdecode(os.fsencode(f".{nonce:016x}.{path.name}")[:255]))
     fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        _lock_shared(fd, path)
+        lock_shared(fd, path)
         write_all(fd, [content], 0)
         if first:
             _move_new(made, path)
@@ -393,13 +392,6 @@ def _move_new(old: Path, new: Path) -> None:
         os.rename(old, new)
     else:
         os.unlink(old)
-
-
-def _lock_shared(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as exc:
-        log.warning("%s: no lock on this file system (%s): keep other writers away from the file", path, exc)
 
 
 def _must_be_few(spread: Spread, nframes: int | None) -> None:

@@ -144,7 +144,7 @@ class SeriesFile:
         except (ValueError, TypeError) as exc:
             raise StreamError(f"frames of {self.layout} cannot be stored in HDF5: {exc}") from exc
         self._catalogue = Catalogue(self._places, self.layout, self._header.nframes or 0, self._header.part)
-        _lock_shared(self._fd, self.path)
+        lock_shared(self._fd, self.path)
         self._end = aligned(len(image))
         self._size = self._eof = 0
         self._reserve = self._reserve_end = 0
@@ -456,7 +456,7 @@ def _open_new(path: Path) -> int:
         raise write_error("create", path, exc) from exc
 
 
-def _lock_shared(fd: int, path: Path) -> None:
+def lock_shared(fd: int, path: Path) -> None:
     """Readers may come in, other HDF5 writers may not."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

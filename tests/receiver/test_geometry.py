@@ -10,8 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import silx.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from silx.io import nxdata
 
 from tangods_receiver import assembled, geometry, nexus
 from tangods_receiver.errors import ConfigError
@@ -286,9 +288,7 @@ def test_other_readers(tmp_path: Path) -> None:
 
 def test_default_plot(tmp_path: Path) -> None:
     path = written(tmp_path / "a.h5", 4, MODULES, **WHERE)
-    silx = pytest.importorskip("silx.io")
-    nxdata = pytest.importorskip("silx.io.nxdata")
-    with silx.open(str(path)) as h5:
+    with silx.io.open(str(path)) as h5:
         shown = nxdata.get_default(h5)
         assert shown.is_valid and shown.signal_name == "assembled" and shown.signal.shape == (4, 10, 18)
         np.testing.assert_array_equal(shown.signal[3], whole(3))
