@@ -438,6 +438,8 @@ cdef class Receiver:
         fill(frame, 9, False)
         fill(frame, 10, no_more)
         fill(frame, 11, nothing)
+        fill(frame, 12, False)
+        fill(frame, 13, None)
         return frame
 
 
@@ -466,7 +468,8 @@ cdef bint fits(Layout *layout, const uint8_t *data, size_t size) noexcept:
 
 
 assert Frame._fields == (
-    "number", "shape", "dtype", "codec", "data", "module", "serial", "series", "timestamp", "discard", "more", "extra"
+    "number", "shape", "dtype", "codec", "data", "module", "serial", "series", "timestamp", "discard", "more", "extra",
+    "incomplete", "times",
 )
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -571,7 +574,7 @@ cdef class Packed:
         cdef iovec *vector = self.vector + 3 * i
         cdef Py_ssize_t size, tail_size
         cdef int64_t frame
-        number, module, data, serial, timestamp, arrived, status = record
+        number, module, data, serial, timestamp, arrived, status = record[:7]
         PyObject_GetBuffer(data, &self.views[i], PyBUF_SIMPLE)
         self.held = i + 1
         size = self.views[i].len

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tangods_receiver.errors import ConfigError
+from tangods_receiver.protocols import PROTOCOLS
 
-PROTOCOLS = ("stins",)
 _ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 
@@ -20,6 +20,7 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 class ReceiverConfig(BaseModel):
     """Times in seconds, sizes in bytes.
 
+    `protocol` one of `protocols.PROTOCOLS`; `socket` pull or sub ("": what is usual for the protocol);
     `endpoints` the senders to pull from (several send one series together, and wait for its close before the next);
     `workers` threads, each with a socket to all endpoints; `root` the directory
     below which files may be written; `dataset` path of the images in the file; `http` "host:port" ("" none, port 0
@@ -35,6 +36,7 @@ class ReceiverConfig(BaseModel):
 
     name: str = Field("receiver", min_length=1, max_length=100)
     protocol: str = "stins"
+    socket: Literal["", "pull", "sub"] = ""
     endpoints: tuple[str, ...] = Field(min_length=1)
     workers: int = Field(1, ge=1, le=64, strict=True)
     io_threads: int = Field(2, ge=1, le=16, strict=True)
@@ -111,6 +113,20 @@ class ReceiverConfig(BaseModel):
         if value:
             raise ValueError("the forwarding port is not available yet: leave it empty")
         return value
+
+    @model_validator(mode="after")
+    def _subscribers_share_no_stream(self) -> ReceiverConfig:
+        if self.subscribes and self.workers > len(self.endpoints):
+            raise ValueError(
+                f"workers: {self.workers} cannot share {len(self.endpoints)} endpoint(s): every SUB socket gets all "
+                "that is published; at most one worker for each endpoint"
+            )
+        return self
+
+    @property
+    def subscribes(self) -> bool:
+        """Its sockets are SUB: each endpoint belongs to one worker, and what comes too fast is dropped."""
+        return self.socket == "sub" or (not self.socket and PROTOCOLS[self.protocol].subscribes)
 
 
 def make(values: Mapping[str, Any], source: str = "configuration") -> ReceiverConfig:

@@ -17,6 +17,7 @@ from tango.server import Device, attribute, command, device_property, run
 from tangods_receiver import __version__, config, stats, tango_edge
 from tangods_receiver.engine import Engine
 from tangods_receiver.errors import ConfigError, DaqError
+from tangods_receiver.protocol.stins import MAX_FRAMES
 from tangods_receiver.remote import RemoteEngine
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ DEFAULT = {name: field.default for name, field in config.ReceiverConfig.model_fi
 PROPERTIES = {
     "Name": "name",
     "Protocol": "protocol",
+    "Socket": "socket",
     "Endpoints": "endpoints",
     "Workers": "workers",
     "IoThreads": "io_threads",
@@ -96,6 +98,10 @@ class StreamReceiver(Device):
     Name: str = device_property(default_value="", doc="Name of the receiver in logs. Empty: the device's name.")
     Protocol: str = device_property(
         default_value=DEFAULT["protocol"], doc=f"Protocol of the stream. Known: {', '.join(config.PROTOCOLS)}."
+    )
+    Socket: str = device_property(
+        default_value=DEFAULT["socket"],
+        doc="pull or sub: the ZeroMQ socket that fits the sender's PUSH or PUB. Empty: what is usual for the protocol.",
     )
     Endpoints = device_property(
         dtype=(str,),
@@ -337,6 +343,18 @@ class StreamReceiver(Device):
             if self._engine:
                 self._engine.stop()
 
+    @command(
+        dtype_in=str,
+        doc_in='JSON: {"filename": path of the file ("" or left out: live view only), "nframes": how many (left out: '
+        'until Stop), "metadata": {for the file}}.',
+        dtype_out=int,
+        doc_out="Id of the series.",
+    )
+    def BeginSeries(self, what: str) -> int:
+        """Open a series of a stream that announces none (xspd, array-1.0): what comes from now on goes into it."""
+        with tango_edge.as_dev_failed("StreamReceiver.BeginSeries"):
+            return self._running_engine().begin(*series_to_begin(what))
+
     @command
     def Reset(self) -> None:
         """Acknowledge an error. Where the engine could not be started: read the properties again and start it."""
@@ -508,6 +526,19 @@ def file_to_check(arguments: list[str]) -> tuple[str, int, bool]:
     if not path or rest or not size.isdecimal() or wish not in ("", "overwrite"):
         raise ConfigError(f"CheckFile takes [path], [path, bytes] or [path, bytes, overwrite], not {list(arguments)}")
     return path, int(size), wish == "overwrite"
+
+
+def series_to_begin(what: str) -> tuple[str, int | None, dict[str, Any]]:
+    """(file name, number of frames, metadata); ConfigError when it is not like that."""
+    try:
+        told = json.loads(what or "{}")
+        filename, nframes, metadata = told.pop("filename", ""), told.pop("nframes", None), told.pop("metadata", {})
+    except (ValueError, AttributeError, RecursionError) as exc:
+        raise ConfigError(f"BeginSeries takes a JSON object, not {what[:80]!r} ({exc})") from exc
+    fits = type(filename) is str and type(metadata) is dict and not told
+    if not fits or not (nframes is None or (type(nframes) is int and 0 <= nframes <= MAX_FRAMES)):
+        raise ConfigError(f'BeginSeries takes {{"filename", "nframes", "metadata"}}, not {what[:200]!r}')
+    return filename, nframes, metadata
 
 
 def main() -> None:

@@ -6,16 +6,19 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
 from tangods_receiver import destination, reception
 from tangods_receiver.config import ReceiverConfig
-from tangods_receiver.errors import WriteError
+from tangods_receiver.errors import ConfigError, WriteError
 from tangods_receiver.live import LastFrame, Live
+from tangods_receiver.protocol import SeriesStart
+from tangods_receiver.protocols import PROTOCOLS
 from tangods_receiver.reception import Reception
 from tangods_receiver.series import Series
 from tangods_receiver.source import Worker
@@ -234,6 +237,20 @@ class Engine:
     def stop(self, series: int | None = None) -> None:
         """Close the open series with what came, within `end_timeout`; returns at once, harmless when none is open."""
         self._reception.stop(series)
+
+    def begin(self, filename: str, nframes: int | None = None, metadata: Mapping[str, Any] | None = None) -> int:
+        """Open a series of a stream that announces none: what comes from now on goes into this file ("": live view
+        only) until `nframes` are there, or `stop`. Its id. ConfigError: the stream announces its series itself;
+        WriteError: the file cannot be made."""
+        if PROTOCOLS[self.config.protocol].announces:
+            raise ConfigError(
+                f"a stream of protocol {self.config.protocol} announces its series itself: arm the sender"
+            )
+        told = dict(metadata or {})
+        start = SeriesStart(
+            filename, nframes=nframes, save=told.get("save_raw") not in (False, 0), metadata=told, relative=True
+        )
+        return self._reception.begin(start)
 
     def reset(self) -> None:
         """Acknowledge the error."""

@@ -7,7 +7,8 @@ import logging
 import socket
 import threading
 import time
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import uvicorn
@@ -20,6 +21,7 @@ from starlette.exceptions import HTTPException
 from tangods_receiver import __version__
 from tangods_receiver.errors import ConfigError, DaqError
 from tangods_receiver.metrics import Exposition
+from tangods_receiver.protocol.stins import MAX_FRAMES
 from tangods_receiver.stats import Snapshot
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Receiver(Protocol):
 
     def snapshot(self) -> Snapshot: ...
     def stop(self, series: int | None = None) -> None: ...
+    def begin(self, filename: str, nframes: int | None = None, metadata: Mapping[str, Any] | None = None) -> int: ...
     def reset(self) -> None: ...
     def check(self, path: str, nbytes: int, overwrite: bool = False) -> str: ...
     def last_frame(self) -> Picture | None: ...
@@ -75,6 +78,14 @@ def create_app(engine: Receiver) -> FastAPI:
     def stop(series: int | None = Body(None, embed=True)) -> dict[str, Any]:
         engine.stop(series)
         return engine.snapshot().as_dict()
+
+    @app.post("/begin")
+    def begin(
+        filename: Annotated[str, Body(embed=True)],
+        nframes: Annotated[int | None, Body(embed=True, ge=0, le=MAX_FRAMES)] = None,
+        metadata: Annotated[dict[str, Any] | None, Body(embed=True)] = None,
+    ) -> dict[str, int]:
+        return {"series": engine.begin(filename, nframes, metadata)}
 
     @app.post("/reset")
     def reset() -> dict[str, Any]:

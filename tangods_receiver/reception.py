@@ -14,11 +14,12 @@ from math import inf
 
 from tangods_receiver import destination, transforms
 from tangods_receiver.config import ReceiverConfig
-from tangods_receiver.errors import DaqError, StreamError
+from tangods_receiver.errors import ConfigError, DaqError, StreamError, WriteError
 from tangods_receiver.fileset import FileSet
 from tangods_receiver.ledger import total
 from tangods_receiver.live import Live
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart
+from tangods_receiver.protocols import PROTOCOLS
 from tangods_receiver.records import Books, Record
 from tangods_receiver.series import Series
 from tangods_receiver.seriesfile import SeriesFile
@@ -45,6 +46,7 @@ class Reception:
         self._live = live
         self._wake = wake
         self._sync = sync
+        self._announces = PROTOCOLS[config.protocol].announces
         self._sockets = config.workers * len(config.endpoints)
         self._changed = threading.Condition(threading.Lock())
         self._halting = False
@@ -95,11 +97,14 @@ class Reception:
 
     def start(self, worker: int, start: SeriesStart) -> None:
         """A header came: end what was open, open the file."""
+        self._begin(start)
+
+    def _begin(self, start: SeriesStart) -> Series | None:
         with self._changed:
             self._starting.append(start)
             try:
                 if not self._make_way(start):
-                    return
+                    return None
                 series = self._enter(start)
             finally:
                 self._starting = [other for other in self._starting if other is not start]
@@ -118,6 +123,18 @@ class Reception:
                 self._opened = series.id
                 self._error, self._serious = "", False
             self._change()
+        return series
+
+    def begin(self, start: SeriesStart) -> int:
+        """As `start`, for streams that do not announce series; the id. DaqError: the file cannot be made."""
+        series = self._begin(start)
+        if series is None:
+            raise ConfigError("the receiver is being shut down")
+        if series.failure:
+            with self._changed:
+                self._abandon(series, series.failure)
+            raise WriteError(series.failure)
+        return series.id
 
     def frames(self, worker: int, frames: Sequence[Frame]) -> None:
         """Frames came: write what belongs to the open series, count the rest. Returns when that is done."""
@@ -130,7 +147,10 @@ class Reception:
                     before, frames = len(frames), self._take(series, worker, frames, records)
                     if records or len(frames) < before:
                         give_up = 0.0
-                if frames and not records:
+                if frames and not records and not self._announces:
+                    self._only_show(worker, frames)
+                    frames = ()
+                elif frames and not records:
                     give_up = self._wait_for_header(worker, frames[0], give_up)
                     if give_up:
                         continue
@@ -373,7 +393,12 @@ class Reception:
     # --- a start -----------------------------------------------------------------------------------------------------
 
     def _joins(self, start: SeriesStart) -> bool:
-        """Several senders of one series each send a header; the first opened it, and it may be over already."""
+        """Several senders of one series each send a header; the first opened it, and it may be over already. A sender
+        may also say again what it said, to tell those who came late."""
+        for series in (self._open, self._last):
+            known = series and (series.start.series, series.start.serial)
+            if known == (start.series, start.serial) and None not in known:
+                return True
         endpoints = len(self._config.endpoints)
         if endpoints == 1 or start.series is None:
             return False
@@ -483,6 +508,13 @@ class Reception:
         else:
             self._look_at(series)
         return strangers
+
+    def _only_show(self, worker: int, frames: Sequence[Frame]) -> None:
+        """Frames that nobody asked to be stored, of a stream that goes on whether a series is open or not."""
+        self._live.show(0, frames[-1])
+        tally, count = self._tallies[worker], sum(1 + len(frame.more) for frame in frames)
+        tally.received += count
+        tally.discarded += count
 
     def _write(self, series: Series, worker: int, records: Sequence[Record]) -> None:
         failure, payload, begun = "writing was interrupted", 0, time.monotonic()

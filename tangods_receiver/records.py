@@ -18,7 +18,7 @@ from zlib import crc32
 import numpy as np
 
 from .errors import StreamError
-from .protocol import Buffer
+from .protocol import Buffer, Times
 
 ALIGN = 64
 MAGIC = b"\x89TDR"
@@ -105,7 +105,7 @@ class Record(NamedTuple):  # one is made for each frame: a quarter of the time o
     """One frame, or one module of it, as it is to be stored: `data` is exactly the HDF5 chunk.
 
     `serial` the sender's message number (-1: unknown), `timestamp` the detector's time in s (nan: unknown),
-    `arrived` unix seconds."""
+    `arrived` unix seconds; `times` what else the detector says of it."""
 
     frame: int
     module: int
@@ -114,6 +114,7 @@ class Record(NamedTuple):  # one is made for each frame: a quarter of the time o
     timestamp: float = nan
     arrived: float = nan
     status: int = WRITTEN
+    times: Times | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def pack(
     total = payload = flags = data_crc = 0
     exact = layout.chunk_bytes if layout.codec == "none" else 0
     modules = layout.modules
-    for frame, module, data, serial, timestamp, arrived, status in records:
+    for frame, module, data, serial, timestamp, arrived, status, _ in records:
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
         if size != exact and (exact or not 0 < size < 1 << 32):
             raise StreamError(f"frame {frame}: {size} bytes of data do not make a chunk of {exact or '> 0'} bytes")

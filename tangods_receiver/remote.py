@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -45,6 +46,10 @@ class RemoteEngine:
 
     def stop(self, series: int | None = None) -> None:
         self._json("POST", "/stop", json={} if series is None else {"series": series})
+
+    def begin(self, filename: str, nframes: int | None = None, metadata: Mapping[str, Any] | None = None) -> int:
+        told = {"filename": filename, "nframes": nframes, "metadata": None if metadata is None else dict(metadata)}
+        return int(self._json("POST", "/begin", json=told).get("series", 0))
 
     def reset(self) -> None:
         self._json("POST", "/reset")

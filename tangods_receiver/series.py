@@ -30,7 +30,7 @@ from tangods_receiver.fileset import FileSet
 from tangods_receiver.ledger import Ledger, Verdict
 from tangods_receiver.protocol import Buffer, Frame, SeriesEnd, SeriesStart
 from tangods_receiver.protocol.stins import ITEMSIZE
-from tangods_receiver.records import WRITTEN, Books, FileHeader, ImageLayout, Record
+from tangods_receiver.records import INCOMPLETE, WRITTEN, Books, FileHeader, ImageLayout, Record
 from tangods_receiver.seriesfile import SeriesFile
 from tangods_receiver.stats import Tally
 from tangods_receiver.transforms import Chain
@@ -88,6 +88,7 @@ class Series:
         self._in_order = workers * endpoints == 1  # nothing is overtaken by the end message
         self._ends = 0  # end messages that came
         self._defining = threading.Lock()
+        self._origins: dict[int, int] = {}  # module -> number of its first frame, where numbers are relative
         self._before = _restarted_from(start, previous)
 
     # --- belonging ---------------------------------------------------------------------------------------------------
@@ -160,6 +161,8 @@ class Series:
     def admit(self, frames: Sequence[Frame], worker: int) -> tuple[list[Record], list[Frame]]:
         """Account for the frames: (what is to be written, what is not of this series)."""
         tally, arrived = self.tallies[worker], time.time()
+        if self.start.relative:
+            frames = [self._counted(frame) for frame in frames]
         if self._are_plain(frames):
             self.messages += len(frames)
             self.latest = frames[-1]
@@ -187,8 +190,13 @@ class Series:
         first, step = frames[0], 1
         if self.file is None or self.failure or self.layout is None or self._mismatch(first) is not None:
             return False
-        kind = first[1:4], first[5], first[7], first[9:11]
-        if first.discard or first.more or any((f[1:4], f[5], f[7], f[9:11]) != kind for f in frames):
+        kind = first[1:4], first[5], first[7], first[9:11], first[12]
+        if (
+            first.discard
+            or first.more
+            or first.incomplete
+            or any((f[1:4], f[5], f[7], f[9:11], f[12]) != kind for f in frames)
+        ):
             return False
         if not self._owns_all(frames):
             return False
@@ -199,6 +207,10 @@ class Series:
         numbers = range(first.number, frames[-1].number + 1, max(1, step))
         return [f[0] for f in frames] == [*numbers] and self.ledger.see_range(numbers)
 
+    def _counted(self, frame: Frame) -> Frame:
+        """Its number counted from the first frame that came of its module."""
+        return frame._replace(number=frame.number - self._origins.setdefault(frame.module, frame.number))
+
     def _enter(
         self, frame: Frame, module: int, data: Buffer, records: list[Record], tally: Tally, arrived: float
     ) -> None:
@@ -208,10 +220,13 @@ class Series:
             self._count_unwanted(frame, verdict, tally)
             return
         self.latest = frame
+        if frame.incomplete:
+            self.trouble("incomplete", f"image {frame.number}: pixels are missing, says the sender")
         if self.file is not None and not self.failure and not frame.discard:
             serial = -1 if frame.serial is None else frame.serial
             timestamp = nan if frame.timestamp is None else frame.timestamp
-            records.append(Record(frame.number, module, data, serial, timestamp, arrived))
+            status = INCOMPLETE if frame.incomplete else WRITTEN
+            records.append(Record(frame.number, module, data, serial, timestamp, arrived, status, frame.times))
             return
         tally.received += 1
         tally.discarded += 1
@@ -437,7 +452,10 @@ def _records(frames: Sequence[Frame], arrived: float) -> list[Record]:
     """Of frames with one payload each."""
     make = tuple.__new__  # a third of the time of Record()
     return [
-        make(Record, (f[0], f[5], f[4], -1 if f[6] is None else f[6], nan if f[8] is None else f[8], arrived, WRITTEN))
+        make(
+            Record,
+            (f[0], f[5], f[4], -1 if f[6] is None else f[6], nan if f[8] is None else f[8], arrived, WRITTEN, f[13]),
+        )
         for f in frames
     ]
 

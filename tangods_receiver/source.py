@@ -1,11 +1,11 @@
-"""A worker: one thread, a PULL socket to each endpoint; what comes is decoded and goes to the reception."""
+"""A worker: one thread, a socket to each endpoint; what comes is decoded and goes to the reception."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -15,7 +15,8 @@ from tangods_receiver import compiled
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import ConfigError, StreamError
 from tangods_receiver.inlet import Inlet
-from tangods_receiver.protocol import Frame, Message, Parts, SeriesStart, stins
+from tangods_receiver.protocol import Decode, Frame, Message, SeriesEnd, SeriesStart, stins
+from tangods_receiver.protocols import PROTOCOLS
 from tangods_receiver.reception import Reception
 from tangods_receiver.series import frame_bytes
 
@@ -31,10 +32,7 @@ START_LIMIT = 10.0  # s
 PARTS = 2048  # of one message; the rest is not kept
 PART_BYTES = 2 * stins.MAX_IMAGE  # of one part; libzmq closes the connection when there are more
 
-Decode = Callable[[Parts], Message]
 Item = Frame | list[Any]  # a frame that is decoded already, or the parts of a message
-DECODERS: dict[str, Decode] = {"stins": stins.decode}
-ITEMSIZES = {"stins": stins.ITEMSIZE}  # protocols whose plain frames the compiled receiver decodes itself
 
 
 class PythonReceiver:
@@ -86,12 +84,13 @@ class Worker:
         self._reception = reception
         self._chain = reception.chain
         self._context = context
-        self._decode = DECODERS[config.protocol]
+        self._protocol = PROTOCOLS[config.protocol]
         self._halt = threading.Event()
         self._ready = threading.Event()
         self._failure: Exception | None = None
         self._frame_bytes = 0  # that the high-water marks were last set for
         self._inlets: list[Inlet] = []
+        self._decoders: list[Decode] = []  # of each
         self._mine = threading.Lock()  # held by who uses the inlets: the thread, but not in calls that may hang
         self._abandoned = False
         self._thread = threading.Thread(target=self._main, name=f"{config.name} worker {index}", daemon=True)
@@ -123,10 +122,14 @@ class Worker:
     def _main(self) -> None:
         try:
             with self._own_context() as context, ExitStack() as stack:
-                for endpoint in self._config.endpoints:
-                    inlet = stack.enter_context(closing(Inlet(context.socket(zmq.PULL), self._fitting(TYPICAL_FRAME))))
+                kind, endpoints = zmq.PULL, list(enumerate(self._config.endpoints))
+                if self._config.subscribes:  # each would get all frames: every endpoint has one worker
+                    kind, endpoints = zmq.SUB, endpoints[self._index :: self._config.workers]
+                for number, endpoint in endpoints:
+                    inlet = stack.enter_context(closing(Inlet(context.socket(kind), self._fitting(TYPICAL_FRAME))))
                     self._connect(inlet, endpoint)
                     self._inlets.append(inlet)
+                    self._decoders.append(self._protocol.decoder(number, len(self._config.endpoints)))
                 self._ready.set()
                 with self._mine:
                     self._loop(self._inlets)
@@ -151,25 +154,29 @@ class Worker:
         socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
         socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
         socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+        if socket.type == zmq.SUB:
+            socket.subscribe(b"")
         inlet.connect(endpoint)
 
     def _loop(self, inlets: Sequence[Inlet]) -> None:
         poller = zmq.Poller()
         receivers = []
-        for inlet in inlets:
+        for inlet, decode in zip(inlets, self._decoders, strict=True):
             poller.register(inlet.socket, zmq.POLLIN)
-            receivers.append((inlet, Receiver(inlet.socket, self._decode, ITEMSIZES.get(self._config.protocol))))
+            itemsize = self._protocol.itemsize
+            plain = Receiver(inlet.socket, decode, itemsize) if itemsize else Receiver(inlet.socket)
+            receivers.append((inlet, decode, plain))
         drained_by = 0.0
         while not self._abandoned:
             try:
                 came = False
-                for inlet, receiver in receivers:
+                for inlet, decode, receiver in receivers:
                     items = receiver.take(inlet.ready(BATCH), BATCH_BYTES, PARTS)
                     if items:
                         came = True
                         inlet.took(len(items))
                         self._reception.reading(self._index, len(items), receiver.nbytes, receiver.full)
-                        if not self._hand_over(inlets, items):
+                        if not self._hand_over(inlets, decode, items):
                             return
                     else:
                         inlet.mend()
@@ -187,31 +194,27 @@ class Worker:
                 self._reception.fail(exc)
                 self._halt.wait(0.01)
 
-    def _hand_over(self, inlets: Sequence[Inlet], items: Sequence[Item]) -> bool:
+    def _hand_over(self, inlets: Sequence[Inlet], decode: Decode, items: Sequence[Item]) -> bool:
         """May hang in the storage; False: it hung so long that the sockets are gone."""
         self._mine.release()
         try:
-            self._handle(inlets, items)
+            self._handle(inlets, decode, items)
         finally:
             self._mine.acquire()
         return not self._abandoned
 
-    def _handle(self, inlets: Sequence[Inlet], items: Sequence[Item]) -> None:
+    def _handle(self, inlets: Sequence[Inlet], decode: Decode, items: Sequence[Item]) -> None:
         """In the order in which they came; frames that follow each other are taken together."""
         reception, index, untouched = self._reception, self._index, self._chain.untouched
         frames: list[Frame] = []
         refused: list[StreamError] = []
         size = 0  # of what was made of the frames
         for item in items:
+            if type(item) is Frame and item.codec in untouched:
+                frames.append(item)
+                continue
             try:
-                message = item if type(item) is Frame else self._decode(item)
-                if type(message) is Frame:
-                    if message.codec not in untouched:
-                        message = self._worked(message)
-                        size += len(message.data) * (1 + len(message.more))
-                    frames.append(message)
-                    if size < BATCH_BYTES:
-                        continue
+                messages = self._worked_on(item if type(item) is Frame else decode(item))
             except StreamError as exc:
                 refused.append(exc)
                 continue
@@ -220,17 +223,33 @@ class Worker:
                 reception.fail(exc)
                 refused.append(StreamError(f"{type(exc).__name__}: {exc}"))
                 continue
-            reception.frames(index, frames)
-            frames, size = [], 0
-            if isinstance(message, SeriesStart):
-                self._fit(inlets, frame_bytes(message))
-                reception.start(index, message)
-            elif not isinstance(message, Frame):
-                reception.end(index, message)
+            for message in messages:
+                if type(message) is Frame:
+                    frames.append(message)
+                    size += 0 if message.codec in untouched else len(message.data) * (1 + len(message.more))
+                    if size < BATCH_BYTES:
+                        continue
+                reception.frames(index, frames)
+                frames, size = [], 0
+                if not isinstance(message, Frame):
+                    self._take(inlets, message)
         reception.frames(index, frames)
         self._fit(inlets, reception.frame_bytes)
         if refused:
             reception.malformed(index, len(refused), refused[0])
+
+    def _take(self, inlets: Sequence[Inlet], message: SeriesStart | SeriesEnd) -> None:
+        if isinstance(message, SeriesStart):
+            self._fit(inlets, frame_bytes(message))
+            self._reception.start(self._index, message)
+        else:
+            self._reception.end(self._index, message)
+
+    def _worked_on(self, decoded: Message | Sequence[Message]) -> Sequence[Message]:
+        """What one message holds, the pixel work done."""
+        messages: Sequence[Message] = decoded if isinstance(decoded, list) else (decoded,)
+        untouched = self._chain.untouched
+        return [self._worked(m) if isinstance(m, Frame) and m.codec not in untouched else m for m in messages]
 
     def _worked(self, frame: Frame) -> Frame:
         begun = time.monotonic()

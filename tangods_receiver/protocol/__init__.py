@@ -5,7 +5,7 @@ Nothing heavy is imported here: a streamer on an old detector computer needs thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,14 +13,34 @@ from typing import Any, NamedTuple
 Buffer = Any  # bytes, memoryview or zmq.Frame: whatever offers the buffer protocol
 
 
+class Array(NamedTuple):
+    """Numbers that a start message carries, such as a flat field: `shape` rows first, `dtype` a NumPy name,
+    `data` plain, little-endian, of exactly that size."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: Buffer
+
+
+class Times(NamedTuple):
+    """Of one frame, besides its timestamp, in seconds: when the exposure stopped, on the timestamp's clock, and how
+    long was really counted."""
+
+    stop: float
+    real: float
+
+
 @dataclass(frozen=True)
 class SeriesStart:
-    """The sender begins a series.
+    """A series begins: the sender says so, or (`relative`) whoever controls it, because its stream does not.
 
     `series` is the sender's own id (None: the protocol has none, the receiver counts);
     `serial` the message number of the start (None: the stream has no message numbers);
     `nframes` the number of frames announced (None: unknown, 0 is a valid number);
-    `shape` of one frame or module, rows first; `save` False means "live view only although there is a file name".
+    `shape` of one frame or module, rows first; `save` False means "live view only although there is a file name";
+    `channels` names of the modules where these are not parts of an image but whole ones, such as thresholds;
+    `arrays` for the file, by the names of NXdetector (flatfield, pixel_mask, ...);
+    `relative` numbers of frames count from that of the first frame that comes, of each module.
     """
 
     filename: str
@@ -33,6 +53,9 @@ class SeriesStart:
     modules: int = 1
     save: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    relative: bool = False
 
 
 class Frame(NamedTuple):
@@ -42,7 +65,8 @@ class Frame(NamedTuple):
     `codec` one of `none`, `bslz4`, `lz4`, `cbf`, `mono12p`, `mono12packed`;
     `data` the payload in one part (no copy is made);
     `timestamp` the detector's own time in seconds (None: not sent); `discard` True: count it, do not store it;
-    `more` the payloads of modules `module + 1`, `module + 2` ... where one message carries several modules.
+    `more` the payloads of modules `module + 1`, `module + 2` ... where one message carries several modules;
+    `incomplete` the sender says that pixels of it are missing.
     """
 
     number: int
@@ -57,6 +81,8 @@ class Frame(NamedTuple):
     discard: bool = False
     more: tuple[Buffer, ...] = ()
     extra: Mapping[str, Any] = MappingProxyType({})
+    incomplete: bool = False
+    times: Times | None = None
 
 
 @dataclass(frozen=True)
@@ -69,3 +95,4 @@ class SeriesEnd:
 
 Message = SeriesStart | Frame | SeriesEnd
 Parts = Sequence[Buffer]
+Decode = Callable[[Parts], Message | list[Message]]  # several: of one message, in this order

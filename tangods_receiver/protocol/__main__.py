@@ -7,16 +7,15 @@ from collections.abc import Iterator, Sequence
 
 from tangods_receiver.errors import StreamError
 from tangods_receiver.protocol import Frame, Message, SeriesStart, recording, stins
-
-PROTOCOLS = {"stins": "STINS, the streaming format of MAX IV (PUSH/PULL, JSON headers)"}
+from tangods_receiver.protocols import PROTOCOLS
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0; 1 when a file cannot be read."""
     out = sys.stdout.write
     if not arguments:
-        for name, what in PROTOCOLS.items():
-            out(f"{name:8} {what}\n")
+        for name, protocol in PROTOCOLS.items():
+            out(f"{name:8} {protocol.about}\n")
         return 0
     try:
         for path in arguments:

@@ -272,7 +272,7 @@ def test_everything_is_documented(device):
     wizard = list(tango.DeviceProxy(device.adm_name()).QueryWizardDevProperty(klass))
     defaults = dict(zip(wizard[0::3], wizard[2::3], strict=True))
     assert set(defaults) == {
-        *("Address", "Name", "Protocol", "Endpoints", "Workers", "IoThreads", "Root", "Dataset", "Http"),
+        *("Address", "Name", "Protocol", "Socket", "Endpoints", "Workers", "IoThreads", "Root", "Dataset", "Http"),
         *("HwmBytes", "EndTimeout", "StallTimeout", "CommitInterval", "AllowOverwrite", "Transforms", "Parts"),
         *("FramesPerFile", "FsyncInterval", "PayloadCrc", "ContextPerWorker"),
     }

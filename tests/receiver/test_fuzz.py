@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from tangods_receiver import codecs
+from tangods_receiver import protocols as known
 from tangods_receiver.errors import StreamError
 from tangods_receiver.protocol import Frame, stins
-from tangods_receiver.source import DECODERS
 from tests.fuzz import checks, messages
 from tests.fuzz.messages import PROTOCOLS
 from tests.receiver.streaming import SHAPE, Sender, balanced, holds, image, running, wait_closed
@@ -25,7 +25,7 @@ protocols = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOL
 
 
 def test_every_protocol_is_here():
-    assert set(PROTOCOLS) == set(DECODERS)
+    assert set(PROTOCOLS) == set(known.PROTOCOLS)
 
 
 @protocols
