@@ -12,6 +12,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tangods_receiver/__init__.
 BENCH = ["psutil", "rich"]
 DEMO = ["itango==0.3.0", "matplotlib"]
 TEST = [
+    "cbor2",  # writes what our reader of Dectris' stream V2 reads
+    "dectris-compression",  # the vendor's own decoder
     "h5grove",  # h5web's reader
     "hypothesis",
     "mfusepy",  # file systems that fail and stall
@@ -19,6 +21,7 @@ TEST = [
     "nexusformat",
     "pytest>=8",
     "pytest-timeout",
+    "selenium",  # drives Chromium, which looks at the live page
     "ruff==0.17.5",  # pinned: a new release may format differently
     "silx",  # silx view's choice of the default plot; without its GUI
     "types-PyYAML",
@@ -60,6 +63,7 @@ setup(
     install_requires=[
         "bitshuffle>=0.5.2",
         "click",
+        "cmap",  # colour maps of the field's plotting programs
         "fabio",  # decodes CBF
         "fastapi",
         "h5py>=3.16",  # earlier ones let two threads into HDF5 at once
@@ -77,6 +81,7 @@ setup(
         "rich",
         "starlette",
         "uvicorn",
+        "websockets",  # uvicorn's WebSocket side
     ],
     extras_require={
         "bench": BENCH,

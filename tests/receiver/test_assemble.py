@@ -286,19 +286,18 @@ def test_a_damaged_frame_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     layout = ImageLayout((256, 256), "uint16", "none", 3)
-    file = SeriesFile.create(tmp_path / "a.h5", header(20_000, x=[0, 300, 600], y=[0] * 3, rotation=90), layout)
+    file = SeriesFile.create(tmp_path / "a.h5", header(400_000, x=[0, 300, 600], y=[0] * 3, rotation=90), layout)
     file.append(records(range(3), layout))
-    file.close(books(20_000, 3, [(3, 19_999)]))
+    file.close(books(400_000, 3, [(3, 399_999)]))
     command = [sys.executable, "-m", "tangods_detector.cli", "assemble", str(file.path)]
     code = f"import sys; sys.argv = {command[2:]!r}; from tangods_detector.cli import main; main()"
     done = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     hidden = []
     deadline = time.monotonic() + 30
     while not hidden and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.005)
         hidden = [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert hidden, "it began"
-    time.sleep(0.2)
     done.send_signal(signal.SIGINT)
     _, error = done.communicate(timeout=30)
     assert done.returncode == 1 and "Aborted!" in error and "Traceback" not in error, error

@@ -66,7 +66,7 @@ def test_keep_until_it_is_ended(tmp_path: Path, sign: signal.Signals) -> None:
         assert len(children) == 3
     finally:
         os.kill(demo.pid, sign)
-        demo.wait(20)
+        demo.wait(60)
         demo.stdout.close() if demo.stdout else None
     wait_for("all processes to end", lambda: not any(c.is_running() and c.status() != "zombie" for c in children))
 
@@ -89,7 +89,7 @@ def test_the_example_of_the_readme_in_itango(tmp_path: Path) -> None:
         )
     finally:
         demo.terminate()
-        demo.wait(20)
+        demo.wait(60)
         demo.stdout.close() if demo.stdout else None
     assert "Error" not in done.stdout + done.stderr, done.stdout
     assert re.search(r"scan_\d+\.h5 0 missing", done.stdout), done.stdout
