@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tangods_receiver.errors import StreamError
 from tangods_receiver.protocol import Buffer, Frame, Message, Parts, SeriesEnd, SeriesStart
+from tangods_receiver.protocol.checks import (
+    ITEMSIZE,
+    MAX_FRAMES,
+    MAX_IMAGE,
+    MAX_NUMBER,
+    check_compressed,
+    check_plain,
+    dumps,
+    image_bytes,
+    json_object,
+    show,
+    whole,
+)
 
-loads: Callable[[bytes], Any]
-try:
-    import orjson
-except ImportError:  # a streamer on an old detector computer
-    loads = json.loads
-
-    def dumps(value: Any) -> bytes:
-        return json.dumps(value, separators=(",", ":")).encode()
-else:
-    loads = orjson.loads
-
-    def dumps(value: Any) -> bytes:
-        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-
-
-ITEMSIZE = {
-    **{"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4},
-    **{"uint64": 8, "int64": 8, "float32": 4, "float64": 8},
-}
 CODECS = ("none", "bslz4", "lz4", "cbf")
 PACKED = ("mono12p", "mono12packed")  # types: uint16 in 12 bits each, two pixels in three bytes, in one of two orders
-MAX_IMAGE = 1 << 30  # bytes of one image; a chunk of an HDF5 file must stay below 4 GiB, and nobody has more
-MAX_NUMBER = (1 << 63) - 1  # what a file can hold
-MAX_FRAMES = 1 << 40  # of a series
 MAX_MODULES = 1024
-BSLZ4_HEADER = 12  # u64 BE bytes of the image, u32 BE bytes of a block
 
 
 def decode(parts: Parts) -> Message:
     """One received message. StreamError says what was found; nothing else is ever raised."""
     if not parts:
         raise StreamError("empty message: no part at all")
-    head = _json_object(parts[0], "part 0")
+    head = json_object(parts[0], "part 0")
     kind = head.pop("htype", None)
     if kind == "image":
         return _frame(head, parts)
@@ -49,7 +38,7 @@ def decode(parts: Parts) -> Message:
         return _start(head, parts)
     if kind == "series_end":
         return SeriesEnd(_count(head, "msg_number"), _count(head, "series"))
-    raise StreamError(f"htype is {_show(kind)}, not 'header', 'image' or 'series_end'")
+    raise StreamError(f"htype is {show(kind)}, not 'header', 'image' or 'series_end'")
 
 
 # --- start -----------------------------------------------------------------------------------------------------------
@@ -59,7 +48,7 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
     """Keys of the header that nobody knows are kept with the metadata."""
     filename = head.pop("filename", None)
     if type(filename) is not str:
-        raise StreamError(f"start message: filename is {_show(filename)}, not a string")
+        raise StreamError(f"start message: filename is {show(filename)}, not a string")
     metadata = _metadata(parts)
     shape, dtype, codec = head.pop("shape", None), head.pop("type", None), head.pop("compression", None)
     modules = _count(head, "modules")
@@ -92,7 +81,7 @@ def _metadata(parts: Parts) -> dict[str, Any]:
     text = bytes(parts[1]) if len(parts) > 1 else b""
     if text.strip() in (b"", b"null"):
         return {}
-    return _json_object(text, "start message: metadata")
+    return json_object(text, "start message: metadata")
 
 
 # --- image -----------------------------------------------------------------------------------------------------------
@@ -112,11 +101,11 @@ def _frame(head: dict[str, Any], parts: Parts) -> Frame:
     pop = head.pop
     number, serial, series = pop("frame", None), pop("msg_number", None), pop("series", None)
     if type(number) is not int or not 0 <= number <= MAX_NUMBER:
-        raise StreamError(f"image: frame is {_show(number)}, not a whole number from 0")
+        raise StreamError(f"image: frame is {show(number)}, not a whole number from 0")
     if type(serial) is not int or serial < 0:
-        serial = _checked("msg_number", serial)
+        serial = whole("msg_number", serial)
     if type(series) is not int or series < 0:
-        series = _checked("series", series)
+        series = whole("series", series)
     timestamp = pop("timestamp", None)
     if timestamp is not None and type(timestamp) is not float:
         timestamp = _seconds(number, timestamp)
@@ -125,7 +114,7 @@ def _frame(head: dict[str, Any], parts: Parts) -> Frame:
     if head:  # what few senders send
         module, discard, chunks = pop("module", 0), pop("discard", False) is True, pop("chunks", None)
         if type(module) is not int or not 0 <= module < MAX_MODULES:
-            raise StreamError(f"image {number}: module is {_show(module)}, not 0 to {MAX_MODULES - 1}")
+            raise StreamError(f"image {number}: module is {show(module)}, not 0 to {MAX_MODULES - 1}")
     shape, dtype, codec, nbytes = layout
     more: tuple[Buffer, ...] = ()
     if len(parts) == 2 and len(shape) == 2:
@@ -168,11 +157,11 @@ def _several(
     if len(payload) > MAX_MODULES:
         raise StreamError(f"image {number}: {len(payload)} parts, more than {MAX_MODULES}")
     if chunks is not None and (type(chunks) is not list or len(chunks) != len(shape)):
-        raise StreamError(f"image {number}: chunks {_show(chunks)} do not fit shape {list(shape)}")
+        raise StreamError(f"image {number}: chunks {show(chunks)} do not fit shape {list(shape)}")
     if len(shape) == 3:
         modules = shape[0]
         if chunks is not None and chunks != [1, *shape[1:]]:
-            raise StreamError(f"image {number}: chunks {_show(chunks)} is not one module of shape {list(shape)}")
+            raise StreamError(f"image {number}: chunks {show(chunks)} is not one module of shape {list(shape)}")
         if len(payload) == 1 and (codec == "none" or codec in PACKED):
             payload = _split(number, payload[0], modules, nbytes)
         if len(payload) != modules:
@@ -196,64 +185,33 @@ def _split(number: int, part: Buffer, modules: int, nbytes: int) -> list[Buffer]
 
 
 def _check_payload(number: int, codec: str, nbytes: int, data: Buffer) -> None:
-    """Refuse what cannot be an image of `nbytes` before anybody reserves memory or room in the file for it."""
-    found = len(data)
     if codec == "none" or codec in PACKED:
-        if found != nbytes:
-            raise StreamError(f"image {number}: {found} bytes of pixels, {nbytes} expected")
-        return
-    if not 0 < found <= 2 * nbytes + 65536:
-        raise StreamError(f"image {number}: {found} bytes of {codec} for an image of {nbytes} bytes")
-    if codec == "bslz4":
-        head = bytes(memoryview(data)[:BSLZ4_HEADER])
-        if len(head) < BSLZ4_HEADER:
-            raise StreamError(f"image {number}: {found} bytes of bslz4, less than its header")
-        size = int.from_bytes(head[:8], "big")
-        if size != nbytes:
-            raise StreamError(f"image {number}: bslz4 header says {size} bytes, shape and type say {nbytes}")
+        check_plain(number, nbytes, len(data))
+    else:
+        check_compressed(number, codec, nbytes, data)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
 
 
-def _json_object(part: Buffer, what: str) -> dict[str, Any]:
-    text = part if type(part) is bytes else bytes(part)
-    try:
-        value = loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise StreamError(f"{what} is not JSON ({exc}): {_show(text[:60])}") from exc
-    if type(value) is not dict:
-        raise StreamError(f"{what} is {_show(value)}, not a JSON object")
-    return value
-
-
 def _count(head: dict[str, Any], key: str) -> int | None:
-    return _checked(key, head.pop(key, None))
-
-
-def _checked(key: str, value: Any) -> int | None:
-    """A whole number from 0, or None when the sender left it out."""
-    if value is None:
-        return None
-    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
-        raise StreamError(f"{key} is {_show(value)}, not a whole number from 0")
-    return value
+    return whole(key, head.pop(key, None))
 
 
 def _seconds(number: int, value: Any) -> float:
     if type(value) is not int or abs(value) > MAX_NUMBER:
-        raise StreamError(f"image {number}: timestamp is {_show(value)}, not a number of seconds")
+        raise StreamError(f"image {number}: timestamp is {show(value)}, not a number of seconds")
     return float(value)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     """[rows, columns], or [modules, rows, columns] (one module: as if it were not there)."""
     if type(value) is not list or not all(type(n) is int and 0 < n <= MAX_IMAGE for n in value):
-        raise StreamError(f"shape is {_show(value)}, not a list of whole numbers")
+        raise StreamError(f"shape is {show(value)}, not a list of whole numbers")
     if len(value) == 3 and value[0] == 1:
         value = value[1:]
     if len(value) not in (2, 3) or (len(value) == 3 and value[0] > MAX_MODULES):
-        raise StreamError(f"shape is {_show(value)}, not [rows, columns] or [modules, rows, columns]")
+        raise StreamError(f"shape is {show(value)}, not [rows, columns] or [modules, rows, columns]")
     return tuple(value)
 
 
@@ -261,7 +219,7 @@ def _codec(value: Any) -> str:
     if value in ("", None):
         return "none"
     if value not in CODECS:
-        raise StreamError(f"compression is {_show(value)}, known are {', '.join(CODECS)}")
+        raise StreamError(f"compression is {show(value)}, known are {', '.join(CODECS)}")
     return str(value)
 
 
@@ -282,24 +240,7 @@ def _packed_bytes(shape: tuple[int, ...]) -> int:
 
 
 def _image_bytes(shape: tuple[int, ...], dtype: Any) -> int:
-    itemsize = ITEMSIZE.get(dtype) if type(dtype) is str else None
-    if itemsize is None:
-        raise StreamError(f"type is {_show(dtype)}, known are {', '.join((*ITEMSIZE, *PACKED))}")
-    nbytes = itemsize
-    for n in shape:
-        nbytes *= n
-    if nbytes > MAX_IMAGE:
-        raise StreamError(f"an image of shape {list(shape)} and type {dtype} has {nbytes} bytes, more than {MAX_IMAGE}")
-    return nbytes
-
-
-def _show(value: Any) -> str:
-    """What was found, cut to a length that fits in a sentence."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested thousands deep; an int of more digits than Python prints
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return image_bytes(shape, dtype, (*ITEMSIZE, *PACKED))
 
 
 # --- the sender's side -----------------------------------------------------------------------------------------------

@@ -226,7 +226,8 @@ for wrong in (b"[" * 100000, b'{"htype":"image","frame":' + b"9" * 5000 + b"}", 
     except stins.StreamError:
         continue
     raise SystemExit("accepted")
-assert stins.loads.__module__ == "json"
+from tangods_receiver.protocol import checks
+assert checks.loads.__module__ == "json"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     code = """
