@@ -16,7 +16,7 @@ import zmq
 from tangods_receiver import destination, reception
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import ConfigError, WriteError
-from tangods_receiver.live import LastFrame, Live
+from tangods_receiver.live import Kind, LastFrame, Live
 from tangods_receiver.protocol import SeriesStart
 from tangods_receiver.protocols import PROTOCOLS
 from tangods_receiver.reception import Reception
@@ -187,6 +187,7 @@ class Engine:
         """Start from the file back to the socket. ConfigError: an endpoint or the HTTP address cannot be used."""
         self._syncer.start()
         self._keeper.start()
+        self._live.start()
         try:
             if self.config.http:
                 from tangods_receiver.http import HttpServer  # half a second to import, and not everybody wants it
@@ -216,6 +217,7 @@ class Engine:
         for worker in stuck:
             worker.abandon()
         ended = self._keeper.stop(JOIN_LIMIT), self._syncer.stop(JOIN_LIMIT)
+        self._live.stop()
         if stuck or not all(ended):
             log.error("the storage does not answer: threads of %s are left behind", self.config.name)
         if self._context is not None and not stuck:
@@ -263,6 +265,9 @@ class Engine:
         spread = Spread(self.config.parts, self.config.frames_per_file)
         return destination.refusal_soon(self.config.root, path, nbytes, may_replace, spread) if path else ""
 
-    def last_frame(self) -> LastFrame | None:
-        """The latest image, decoded now; None before the first. StreamError: it is damaged."""
-        return self._live.last_frame()
+    def last_frame(
+        self, kind: Kind = "last", newer_than: tuple[int, int] | None = None, wait: float = 0.0, channel: int = 0
+    ) -> LastFrame | None:
+        """The latest image, or what `kind` makes of the latest ones, decoded now if need be; None before the first.
+        With `newer_than` (series, number): the next other one within `wait` s, else None. StreamError: damaged."""
+        return self._live.last_frame(kind, newer_than, wait, channel)

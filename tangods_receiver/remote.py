@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 
 from tangods_receiver.errors import ConfigError, HardwareError, StreamError
-from tangods_receiver.live import LastFrame
+from tangods_receiver.live import Kind, LastFrame
 from tangods_receiver.stats import Snapshot
 
 LIMIT = httpx.Timeout(2.0, connect=1.0)  # s; below Tango's 3 s
@@ -58,10 +58,17 @@ class RemoteEngine:
         params = {"path": path, "nbytes": nbytes, "overwrite": overwrite}
         return str(self._json("GET", "/check", params=params).get("value", ""))
 
-    def last_frame(self) -> LastFrame | None:
-        """None before the first image."""
-        reply = self._ask("GET", "/last_frame", params={"format": "npy"})
-        if reply.status_code == 404:
+    def last_frame(
+        self, kind: Kind = "last", newer_than: tuple[int, int] | None = None, wait: float = 0.0, channel: int = 0
+    ) -> LastFrame | None:
+        """None before the first image, or when no other one than `newer_than` came within `wait` s."""
+        params: dict[str, Any] = {"format": "npy", "kind": kind}
+        if channel:
+            params["channel"] = channel
+        if newer_than is not None:
+            params |= {"newer": "{}:{}".format(*newer_than), "wait": wait}
+        reply = self._ask("GET", "/last_frame", params=params, timeout=httpx.Timeout(2.0 + wait, connect=1.0))
+        if reply.status_code in (204, 404):
             return None
         self._refused(reply)
         try:
@@ -69,7 +76,8 @@ class RemoteEngine:
             number, series = int(reply.headers["X-Frame"]), int(reply.headers["X-Series"])
         except (ValueError, EOFError, KeyError) as exc:
             raise StreamError(f"{self.address}/last_frame: not an image ({exc})") from exc
-        return LastFrame(number, series, array, float(reply.headers.get("X-Timestamp", math.nan)))
+        timestamp = float(reply.headers.get("X-Timestamp", math.nan))
+        return LastFrame(number, series, array, timestamp, int(reply.headers.get("X-Frames", 1)))
 
     def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         reply = self._ask(method, path, **request)
