@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from zlib import crc32
 import numpy as np
 
 from .errors import StreamError
-from .protocol import Buffer, Times
+from .protocol import Array, Buffer, Times
 
 ALIGN = 64
 MAGIC = b"\x89TDR"
@@ -62,12 +62,20 @@ STATUS_TEXT = "0: missing (reads as 0), 1: written, 2: incomplete (modules missi
 @dataclass(frozen=True)
 class ImageLayout:
     """How frames are stored: `shape` (rows, columns) of one frame, or of one module where `modules` > 1;
-    `codec` none, bslz4 (one filter-32008 chunk) or lz4 (one filter-32004 chunk)."""
+    `codec` none, bslz4 (one filter-32008 chunk) or lz4 (one filter-32004 chunk);
+    `channels` names of the modules where each is an image of its own, with a dataset of that name;
+    `times` frames bring `Times`, which have columns then."""
 
     shape: tuple[int, int]
     dtype: str
     codec: str
     modules: int = 1
+    channels: tuple[str, ...] = ()
+    times: bool = False
+
+    def __post_init__(self) -> None:
+        if self.channels and len(self.channels) != self.modules:
+            raise ValueError(f"{self.modules} modules, {len(self.channels)} names of channels")
 
     @cached_property
     def chunk_bytes(self) -> int:
@@ -76,7 +84,12 @@ class ImageLayout:
 
     @property
     def rank(self) -> int:
-        return 4 if self.modules > 1 else 3
+        return 4 if self.axis else 3
+
+    @property
+    def axis(self) -> bool:
+        """Whether the modules have an axis of the dataset."""
+        return self.modules > 1 and not self.channels
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,8 @@ class FileHeader:
     metadata: Mapping[str, Any]
     filename: str = ""
     part: Part | None = None  # where this is one of several files; all frames are then positions in it
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    arrays_in: str = ""  # name of the file of the series that has them: this one only leads there
 
 
 class Record(NamedTuple):  # one is made for each frame: a quarter of the time of a frozen dataclass

@@ -39,8 +39,10 @@ class SeriesStart:
     `nframes` the number of frames announced (None: unknown, 0 is a valid number);
     `shape` of one frame or module, rows first; `save` False means "live view only although there is a file name";
     `channels` names of the modules where these are not parts of an image but whole ones, such as thresholds;
-    `arrays` for the file, by the names of NXdetector (flatfield, pixel_mask, ...);
-    `relative` numbers of frames count from that of the first frame that comes, of each module.
+    `arrays` for the file, by the names of NXdetector: flatfield, pixel_mask, countrate_correction_lookup_table (one
+    value a count) or countrate_correction_table (pairs); those of one channel as threshold_1/flatfield;
+    `relative` numbers of frames count from that of the first frame that comes, of each module;
+    `times` its frames bring `Times`, for which the file then has a place.
     """
 
     filename: str
@@ -56,6 +58,7 @@ class SeriesStart:
     channels: tuple[str, ...] = ()
     arrays: Mapping[str, Array] = field(default_factory=dict)
     relative: bool = False
+    times: bool = False
 
 
 class Frame(NamedTuple):
