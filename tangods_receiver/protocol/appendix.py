@@ -1,0 +1,76 @@
+"""What the user of a Dectris detector sends along with a series: file name, options, anything else. Pure.
+
+SIMPLON passes `header_appendix` on as it is: a text in stream V1, any value in V2. An object, or a text that holds one
+in JSON, is read here; its keys `filename`, `nframes` and `save_raw` mean what they mean in a STINS start message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tangods_receiver.errors import StreamError
+from tangods_receiver.protocol import Buffer, checks
+
+OTHER = "appendix"  # key of the metadata under which one that is not an object is kept
+
+
+@dataclass(frozen=True)
+class Appendix:
+    """`filename` "": live view only; `nframes` None: it does not say; `metadata` all its keys but these two."""
+
+    filename: str = ""
+    nframes: int | None = None
+    save: bool = True
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def beside(self, detector: Mapping[str, Any]) -> dict[str, Any]:
+        """The metadata of the series: these, and under `detector` what the detector says of itself. What the user says
+        of the detector goes before it."""
+        own = self.metadata.get("detector", {})
+        if not isinstance(own, Mapping):
+            return {**self.metadata, "detector": dict(detector), "appendix_detector": own}
+        return {**self.metadata, "detector": {**detector, **own}}
+
+
+def from_bytes(part: Buffer) -> Appendix:
+    """A message part that is the text of an appendix. StreamError: not UTF-8, or as in `read`."""
+    try:
+        return read(str(memoryview(part), "utf-8"))
+    except UnicodeDecodeError as exc:
+        raise StreamError(f"header_appendix is not UTF-8 text ({exc}); write it to the detector again") from exc
+
+
+def read(value: Any) -> Appendix:
+    """An object, a text, or what else JSON can hold; None and "" are none.
+
+    StreamError: an object whose keys do not hold what they must, or a text that begins like one and is not JSON."""
+    if isinstance(value, str):
+        value = _parsed(value)
+    if value is None:
+        return Appendix()
+    if not isinstance(value, Mapping):
+        return Appendix(metadata={OTHER: value})
+    rest = dict(value)
+    filename, nframes = rest.pop("filename", ""), rest.pop("nframes", None)
+    if type(filename) is not str:
+        raise StreamError(f"header_appendix: filename is {checks.show(filename)}, not a string")
+    if nframes is not None and (type(nframes) is not int or not 0 <= nframes <= checks.MAX_FRAMES):
+        raise StreamError(f"header_appendix: nframes is {checks.show(nframes)}, not 0 to {checks.MAX_FRAMES}")
+    return Appendix(filename, nframes, rest.get("save_raw") not in (False, 0), rest)
+
+
+def _parsed(text: str) -> Any:
+    """The value of a text that is JSON, else the text itself: there may be a remark in it."""
+    text = text.strip()
+    if not text:
+        return None
+    try:
+        return checks.loads(text.encode())
+    except (ValueError, RecursionError) as exc:
+        if text.startswith("{"):
+            raise StreamError(
+                f"header_appendix is not JSON ({exc}): {checks.show(text[:60])}; with a file name it is like "
+                '{"filename": "run1/scan_7.h5"}'
+            ) from exc
+        return text
