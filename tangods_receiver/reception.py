@@ -24,7 +24,7 @@ from tangods_receiver.records import Books, Record
 from tangods_receiver.series import Series
 from tangods_receiver.seriesfile import SeriesFile
 from tangods_receiver.spread import Spread
-from tangods_receiver.stats import Loss, Meter, Snapshot, Tally, Timing, summary
+from tangods_receiver.stats import Loss, Meter, Past, Snapshot, Tally, Timing, summary
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ DOUBT = 0.02  # s between looks at whether what other workers hold has come
 SLOW = 10.0  # s that a call to the storage may take before the status tells
 HANGS = 60.0  # s after which that is an error
 REMEMBERED = 100  # ids of past series whose leftovers are recognised
+HISTORY = 50  # past series that are told about
 
 Sync = Callable[[Series], None]
 
@@ -54,6 +55,7 @@ class Reception:
         self._last: Series | None = None
         self._starting: list[SeriesStart] = []  # that wait for their turn
         self._past: deque[int] = deque(maxlen=REMEMBERED)
+        self._history: deque[Past] = deque(maxlen=HISTORY)
         self._last_id = 0
         self._opened = self._closed = 0
         self._last_file = ""
@@ -261,6 +263,19 @@ class Reception:
                 sync_time=sync_time,
             )
 
+    def history(self) -> list[Past]:
+        """The last series that are over, newest first."""
+        with self._changed:
+            return list(reversed(self._history))
+
+    def announced(self, series: int) -> SeriesStart | None:
+        """What the start of the open or last series said; None: it is another one."""
+        with self._changed:
+            for known in (self._open, self._last):
+                if known is not None and known.id == series:
+                    return known.start
+        return None
+
     def _lost(self, series: Series | None, tally: Tally, missing: int) -> tuple[Loss, ...]:
         """What went wrong in the open or last series and, once it is over, since then."""
         found = dict(self._told)
@@ -367,6 +382,7 @@ class Reception:
         self._last, self._open = series, None
         self._earlier_missing += total(series.missing)
         self._end_reason = series.end_reason()
+        self._history.append(_past(series, failure))
         if series.start.series is not None:
             self._past.append(series.start.series)
         if series.file is not None:
@@ -695,3 +711,24 @@ class Reception:
             seconds,
             summary(tally, len(series.tallies), seconds, commits),
         )
+
+
+def _past(series: Series, failure: str) -> Past:
+    """What is told about it later."""
+    tally, now = Tally.sum(series.tallies), time.time()
+    return Past(
+        series.id,
+        str(series.file.path) if series.file is not None else "",
+        series.start.nframes,
+        tally.received,
+        tally.written,
+        total(series.missing),
+        tally.repeated,
+        tally.foreign,
+        tally.rejected,
+        tally.discarded,
+        tally.bytes,
+        now - (time.monotonic() - series.begun),
+        now,
+        failure or series.end_reason(),
+    )

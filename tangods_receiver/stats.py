@@ -184,6 +184,32 @@ def summary(tally: Tally, workers: int, seconds: float, commits: Timing) -> str:
 
 
 @dataclass(frozen=True)
+class Past:
+    """A series that is over: counts as in a snapshot, `file` "" when none was written, `begun` and `ended` seconds since
+    1970, `reason` "complete" or a sentence."""
+
+    series: int = 0
+    file: str = ""
+    expected: int | None = None
+    received: int = 0
+    written: int = 0
+    missing: int = 0
+    repeated: int = 0
+    foreign: int = 0
+    rejected: int = 0
+    discarded: int = 0
+    bytes: int = 0
+    begun: float = 0.0
+    ended: float = 0.0
+    reason: str = "complete"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Past:
+        """From JSON of any version; TypeError."""
+        return cls(**_known(cls, values))
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The state of a receiver at one moment: what /status, the Tango attributes and the tests read.
 
