@@ -23,7 +23,7 @@ from tangods_receiver.reception import Reception
 from tangods_receiver.series import Series
 from tangods_receiver.source import Worker
 from tangods_receiver.spread import Spread
-from tangods_receiver.stats import Snapshot
+from tangods_receiver.stats import Past, Snapshot
 
 if TYPE_CHECKING:
     from tangods_receiver.http import HttpServer
@@ -235,6 +235,14 @@ class Engine:
         """Everything countable, at one moment; cheap."""
         now = self._reception.snapshot(self._syncer.durable, self._syncer.seconds)
         return now if now.error else replace(now, error=self._syncer.remark())
+
+    def history(self) -> list[Past]:
+        """The last series that are over, newest first."""
+        return self._reception.history()
+
+    def announced(self, series: int) -> SeriesStart | None:
+        """What the start of the open or last series said; None: it is another one."""
+        return self._reception.announced(series)
 
     def stop(self, series: int | None = None) -> None:
         """Close the open series with what came, within `end_timeout`; returns at once, harmless when none is open."""
