@@ -16,7 +16,7 @@ from typing import Any
 import zmq
 
 from tangods_receiver.errors import ConfigError, HardwareError, StreamError
-from tangods_receiver.protocol import recording, stins
+from tangods_receiver.protocol import dectris1, recording, stins
 
 log = logging.getLogger(__name__)
 
@@ -158,12 +158,11 @@ def _kind(parts: Parts) -> str:
 
 
 def _renamed(start: Parts, filename: str) -> Parts:
-    """STINS: the key `filename`; Dectris stream V1: the appendix, which is the last part."""
+    """STINS: the key `filename`; Dectris stream V1: in the appendix, which is made if there is none."""
     head = json.loads(start[0])
     if head["htype"] == "header":
         return [stins.dumps({**head, "filename": filename}), *start[1:]]
-    appendix = stins.dumps({"filename": filename})
-    return [*(start[:-1] if len(start) > 1 else start), appendix]
+    return [bytes(part) for part in dectris1.with_filename(start, filename)]
 
 
 # --- how it is disturbed ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from tangods_receiver.protocol import Decode, stins
+from tangods_receiver.protocol import Decode, dectris1, stins
 
 
 class Protocol(NamedTuple):
@@ -28,4 +28,5 @@ def _same(decode: Decode) -> Callable[[int, int], Decode]:
 
 PROTOCOLS: dict[str, Protocol] = {
     "stins": Protocol("STINS, the streaming format of MAX IV", _same(stins.decode), itemsize=stins.ITEMSIZE),
+    "dectris1": Protocol("Dectris stream V1 (legacy), of a SIMPLON control unit", _same(dectris1.decode)),
 }

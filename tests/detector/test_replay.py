@@ -22,7 +22,8 @@ from tangods_detector.replay import cbf_metadata, cbf_series, disturb, open_file
 from tangods_receiver.config import make
 from tangods_receiver.engine import Engine
 from tangods_receiver.errors import ConfigError, HardwareError, StreamError
-from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, recording, stins
+from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, dectris1, recording, stins
+from tests.receiver import dectris
 from tests.waiting import wait_for
 
 # Recordings of real detectors, which are not part of this repository.
@@ -154,15 +155,17 @@ def test_only_the_first_start_message_gets_the_name(tmp_path):
     assert list(open_recording(tmp_path / "a.bin", "/b.h5")) == [*series(1, "/b.h5"), *series(1)]
 
 
-@pytest.mark.parametrize("parts", [1, 2, 9])
-def test_the_name_is_in_the_last_part_of_a_dectris_start(tmp_path, parts):
-    start = [b'{"htype":"dheader-1.0","series":14,"header_detail":"all"}', b"{}", *[b"x"] * 6, b'{"filename":"old"}']
-    recording.write(tmp_path / "a.bin", [start[:parts], [b'{"htype":"dimage-1.0","frame":0}', b"pixels"]])
+@pytest.mark.parametrize("detail", dectris.DETAILS)
+@pytest.mark.parametrize("appendix", ["", {"filename": "old", "nframes": 3, "label": "x"}, "a remark"])
+def test_the_name_is_in_the_appendix_of_a_dectris_start(tmp_path, detail, appendix):
+    """What else is in it stays; it is made where there is none."""
+    start, image = dectris.start(14, (4, 6), detail, appendix), dectris.image(14, 0, np.zeros((4, 6), np.uint16))
+    recording.write(tmp_path / "a.bin", [start, image])
     first, second = open_recording(tmp_path / "a.bin", "/data/new.h5")
-    assert json.loads(first[-1]) == {"filename": "/data/new.h5"}
-    assert first[0] == start[0]
-    assert first[:-1] == (start[: parts - 1] if parts > 1 else start[:1])
-    assert second[1] == b"pixels"
+    assert first[:-1] == (start[:-1] if appendix else start) and second == image
+    before, after = dectris1.decode(start), dectris1.decode(first)
+    assert (after.filename, after.nframes, after.metadata) == ("/data/new.h5", before.nframes, before.metadata)
+    assert [bytes(array.data) for array in after.arrays.values()] == [array.data for array in before.arrays.values()]
 
 
 def test_a_recording_that_cannot_be_read(tmp_path):

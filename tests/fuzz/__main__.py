@@ -24,7 +24,8 @@ ROOM = 1 << 30  # bytes of address space beyond what the program has after its i
 def little_room() -> None:
     """From here on a request for much memory fails, which counts as a failure."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, hard))
 
 
 def arguments() -> argparse.Namespace:

@@ -20,9 +20,9 @@ from tangods_receiver import config
 from tangods_receiver.engine import Engine
 from tangods_receiver.errors import StreamError
 from tangods_receiver.live import Live
-from tangods_receiver.protocol import Frame, Message, SeriesEnd, SeriesStart, stins
+from tangods_receiver.protocol import Frame, Message, SeriesEnd, SeriesStart
 from tangods_receiver.recovery import check
-from tests.fuzz.messages import Protocol, size
+from tests.fuzz.messages import PROTOCOLS, Protocol, size
 
 SENTENCE = 1000  # characters of a refusal, at most
 SLACK = 1 << 20  # bytes that any message may cost
@@ -37,26 +37,28 @@ class Broken(AssertionError):
     """A rule does not hold."""
 
 
-def decoded(protocol: Protocol, parts: Sequence[bytes]) -> Message | None:
-    """The message; None: refused in words."""
+def decoded(protocol: Protocol, parts: Sequence[bytes]) -> list[Message] | None:
+    """What the message holds; None: refused in words."""
     try:
-        message = protocol.decode(parts)
+        found = protocol.decode(parts)
     except StreamError as exc:
         if not 0 < len(str(exc)) < SENTENCE:
             raise Broken(f"a sentence of {len(str(exc))} characters") from exc
         return None
-    if not isinstance(message, SeriesStart | Frame | SeriesEnd):
-        raise Broken(f"decoded to {message!r}")
-    return message
+    messages = found if isinstance(found, list) else [found]
+    if not all(isinstance(message, SeriesStart | Frame | SeriesEnd) for message in messages):
+        raise Broken(f"decoded to {found!r}")
+    return messages
 
 
-def seen(message: Message | None) -> None:
-    """A viewer asks for the image."""
-    if isinstance(message, Frame):
-        live = Live()
-        live.show(1, message)
-        with contextlib.suppress(StreamError):
-            live.last_frame()
+def seen(messages: Sequence[Message] | None) -> None:
+    """A viewer asks for the images."""
+    for message in messages or ():
+        if isinstance(message, Frame):
+            live = Live()
+            live.show(1, message)
+            with contextlib.suppress(StreamError):
+                live.last_frame()
 
 
 def within_bounds(protocol: Protocol, parts: Sequence[bytes]) -> None:
@@ -178,6 +180,7 @@ class Stage:
     def __init__(self, yard: Yard, **values: Any) -> None:
         self.yard = yard
         self._values = values
+        self._protocol = PROTOCOLS[values.get("protocol", "stins")]
         self._settled = 0
         self._surprises = _Surprises()
 
@@ -219,7 +222,7 @@ class Stage:
         """Wait until everything sent was handled: the worker takes a header that comes last."""
         self._settled += 1
         marker = MARKER + 1_000_000 * self._settled  # series without an id count on from it
-        self.send([stins.encode_start("", series=marker, nframes=0)])
+        self.send([self._protocol.marker(marker)])
         end = time.monotonic() + LIMIT
         while self.engine.snapshot().closed != marker:
             self.sound()

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tangods_receiver import codecs
-from tangods_receiver.protocol import Message, recording, stins
+from tangods_receiver.protocol import Message, dectris1, recording, stins
+from tests.receiver import dectris
 
 Parts = list[bytes]
 SHAPE = (6, 10)
@@ -95,15 +96,59 @@ def recorded_seeds(most: int = 20, longest: int = 20_000) -> list[Parts]:
     return found
 
 
+def dectris1_seeds() -> list[Parts]:
+    """Good messages of every kind; file names count from the receiver's root."""
+    text = dectris.text
+    seeds = [
+        dectris.start(1, SHAPE, "none", {"filename": "a.h5"}),
+        dectris.start(2, SHAPE, "basic", {"filename": "b.h5", "nframes": 20, "label": "x", "detector": {"energy": 1}}),
+        dectris.start(3, SHAPE, "all", {"filename": "c.h5", "rotate": 0, "save_raw": True}, nimages=5, ntrigger=4),
+        dectris.start(4, SHAPE, "all", thresholds=2, integers=True),
+        dectris.start(5, SHAPE, "basic", "not JSON", trigger_mode="eies"),
+        dectris.end(1),
+        dectris.end(3),
+    ]
+    for number in range(4):
+        for dtype in ("uint8", "uint16", "uint32"):
+            for encoding in dectris.ENCODINGS:
+                appendix = '{"angle":1.5}' if number == 3 else ""
+                pixels = ramp(number, dtype)
+                seeds.append(dectris.image(1 + number, number, pixels, encoding, times=number > 0, appendix=appendix))
+    seeds.append(dectris.image(2, 1, ramp(1, "uint32", (100, 200))))
+    few = text({"htype": "dconfig-1.0", "start_time": 12})
+    seeds.append([*dectris.image(1, 2, ramp(2), times=False), few])
+    return [[bytes(part) for part in parts] for parts in seeds]
+
+
 class Protocol(NamedTuple):
+    """`named` a start message for this file; `marker` one of this series, in which no frame is announced."""
+
     name: str
-    decode: Callable[[Sequence[bytes]], Message]
+    decode: Callable[[Sequence[bytes]], Message | list[Message]]
     seeds: list[Parts]
+    named: Callable[[str], Parts]
+    marker: Callable[[int], Parts]
 
 
 #: One line for each protocol of the receiver.
 PROTOCOLS = {
-    "stins": Protocol("stins", stins.decode, stins_seeds()),
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "stins",
+            stins.decode,
+            stins_seeds(),
+            lambda name: [b'{"htype": "header", "filename": %s}' % json.dumps(name).encode()],
+            lambda series: stins.encode_start("", series=series, nframes=0),
+        ),
+        Protocol(
+            "dectris1",
+            dectris1.decode,
+            dectris1_seeds(),
+            lambda name: dectris.start(1, SHAPE, "none", {"filename": name}),
+            lambda series: dectris.start(series, SHAPE, "none", {"nframes": 0}),
+        ),
+    )
 }
 
 # --- nonsense --------------------------------------------------------------------------------------------------------
@@ -133,6 +178,12 @@ TEXTS += [
     "header",
     "series_end",
     "dheader-1.0",
+    "dimage-1.0",
+    "dflatfield-1.0",
+    "bs16-lz4<",
+    "lz4<",
+    "<",
+    "all",
     "\0",
     "\ud800",
     "é" * 300,
@@ -206,6 +257,7 @@ KEYS += [
     "",
     "a/b",
 ]
+KEYS += ["encoding", "size", "header_detail", "start_time", "stop_time", "real_time", "nimages", "ntrigger"]
 KEYS += [".", "..", "\0", "x" * 70000, "description", "sensor_material", "beam_center_x", "NX_class", "@x", "\ud800"]
 LENGTHS = [0, 1, 12, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1]
 DEEP = [64, 1000, 20_000]
@@ -237,7 +289,7 @@ def _value_for(rng: Random, key: str) -> Any:
         return rng.choice(NAMES)
     if key in ("shape", "chunks"):
         return rng.choice(SHAPES)
-    if key in ("htype", "type", "compression"):
+    if key in ("htype", "type", "compression", "encoding", "header_detail"):
         return rng.choice(TEXTS)
     return rng.choice(NUMBERS[:12]) if rng.random() < 0.5 else rng.choice(NUMBERS)
 
@@ -325,7 +377,7 @@ def changed(rng: Random, parts: Parts, seeds: Sequence[Parts]) -> Parts:
     if kind < 0.6:
         return [_change_json(rng, parts[0]), *parts[1:]]
     at = rng.randrange(len(parts))
-    how = _change_json if at == 1 and parts[1][:1] == b"{" else _change_bytes
+    how = _change_json if at and parts[at][:1] == b"{" else _change_bytes
     return [how(rng, part) if k == at else part for k, part in enumerate(parts)]
 
 
