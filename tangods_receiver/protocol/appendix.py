@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tangods_receiver.errors import StreamError
-from tangods_receiver.protocol import Buffer, checks
+from tangods_receiver.protocol import checks
 
 OTHER = "appendix"  # key of the metadata under which one that is not an object is kept
 
@@ -33,18 +33,9 @@ class Appendix:
         return {**self.metadata, "detector": {**detector, **own}}
 
 
-def from_bytes(part: Buffer) -> Appendix:
-    """A message part that is the text of an appendix. StreamError: not UTF-8, or as in `read`."""
-    try:
-        return read(str(memoryview(part), "utf-8"))
-    except UnicodeDecodeError as exc:
-        raise StreamError(f"header_appendix is not UTF-8 text ({exc}); write it to the detector again") from exc
-
-
 def read(value: Any) -> Appendix:
-    """An object, a text, or what else JSON can hold; None and "" are none.
-
-    StreamError: an object whose keys do not hold what they must, or a text that begins like one and is not JSON."""
+    """An object, a text, or what else JSON can hold; None and "" are none. A text that is not JSON is not for us, and
+    kept as it is. StreamError: an object whose keys do not hold what they must."""
     if isinstance(value, str):
         value = _parsed(value)
     if value is None:
@@ -61,16 +52,9 @@ def read(value: Any) -> Appendix:
 
 
 def _parsed(text: str) -> Any:
-    """The value of a text that is JSON, else the text itself: there may be a remark in it."""
-    text = text.strip()
-    if not text:
+    if not text.strip():
         return None
     try:
         return checks.loads(text.encode())
-    except (ValueError, RecursionError) as exc:
-        if text.startswith("{"):
-            raise StreamError(
-                f"header_appendix is not JSON ({exc}): {checks.show(text[:60])}; with a file name it is like "
-                '{"filename": "run1/scan_7.h5"}'
-            ) from exc
+    except (ValueError, RecursionError):
         return text
