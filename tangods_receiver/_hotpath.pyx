@@ -49,6 +49,9 @@ ctypedef int (*msg_more_t)(const zmq_msg_t *) noexcept nogil
 ctypedef int (*msg_move_t)(zmq_msg_t *, zmq_msg_t *) noexcept nogil
 ctypedef void *(*msg_data_t)(zmq_msg_t *) noexcept nogil
 ctypedef size_t (*msg_size_t)(const zmq_msg_t *) noexcept nogil
+ctypedef int (*msg_init_size_t)(zmq_msg_t *, size_t) noexcept nogil
+ctypedef int (*msg_copy_t)(zmq_msg_t *, zmq_msg_t *) noexcept nogil
+ctypedef int (*msg_send_t)(zmq_msg_t *, void *, int) noexcept nogil
 ctypedef int (*errno_t)() noexcept nogil
 
 _library = ctypes.CDLL(_backend.__file__)
@@ -65,9 +68,13 @@ cdef msg_more_t msg_more = <msg_more_t><size_t>_address("zmq_msg_more")
 cdef msg_move_t msg_move = <msg_move_t><size_t>_address("zmq_msg_move")
 cdef msg_data_t msg_data = <msg_data_t><size_t>_address("zmq_msg_data")
 cdef msg_size_t msg_size = <msg_size_t><size_t>_address("zmq_msg_size")
+cdef msg_init_size_t msg_init_size = <msg_init_size_t><size_t>_address("zmq_msg_init_size")
+cdef msg_copy_t msg_copy = <msg_copy_t><size_t>_address("zmq_msg_copy")
+cdef msg_send_t msg_send = <msg_send_t><size_t>_address("zmq_msg_send")
 cdef errno_t zmq_errno = <errno_t><size_t>_address("zmq_errno")
 
 cdef int DONTWAIT = 1
+cdef int SNDMORE = 2
 cdef int AGAIN = zmq.Again().errno
 cdef int INTERRUPTED = EINTR
 
@@ -452,6 +459,69 @@ cdef Part take(zmq_msg_t *slot):
     cdef Part part = Part.__new__(Part)
     msg_move(&part.message, slot)
     return part
+
+
+# --- sending on ------------------------------------------------------------------------------------------------------
+
+cdef class Sender:
+    """Sends messages on one socket, in the thread that owns it."""
+
+    cdef void *socket
+
+    def __init__(self, socket):
+        self.socket = <void *><size_t>socket.underlying
+
+    def send(self, bytes head, payload):
+        """False: no room, or nobody there. What a Receiver took is sent as it is, everything else is copied.
+
+        Only the first part can find no room: where its client goes away, the rest of the message goes with it."""
+        cdef int count = 1 + <int>len(payload), made = 0, viewed = 0, sent = 0, failed = 0, i
+        cdef Part part
+        cdef zmq_msg_t *slots = <zmq_msg_t *>PyMem_Malloc(count * sizeof(zmq_msg_t))
+        cdef Py_buffer *views = <Py_buffer *>PyMem_Malloc(count * sizeof(Py_buffer))
+        try:
+            if slots == NULL or views == NULL:
+                raise MemoryError()
+            for item in (head, *payload):
+                if type(item) is Part:  # with the GIL: two threads must not count the same reference at a time
+                    part = <Part>item
+                    msg_init(&slots[made])
+                    msg_copy(&slots[made], &part.message)
+                    views[made].obj = NULL
+                    views[made].buf = NULL
+                    viewed += 1
+                else:
+                    PyObject_GetBuffer(item, &views[made], PyBUF_SIMPLE)
+                    viewed += 1
+                    if msg_init_size(&slots[made], views[made].len):
+                        raise MemoryError()
+                made += 1
+            with nogil:
+                for i in range(count):
+                    if views[i].buf != NULL:
+                        memcpy(msg_data(&slots[i]), views[i].buf, views[i].len)
+                for i in range(count):
+                    failed = self.pass_on(&slots[i], (DONTWAIT if i == 0 else 0) | (SNDMORE if i + 1 < count else 0))
+                    if failed:
+                        break
+                    sent += 1
+        finally:
+            for i in range(viewed):
+                PyBuffer_Release(&views[i])
+            for i in range(sent, made):
+                msg_close(&slots[i])
+            PyMem_Free(slots)
+            PyMem_Free(views)
+        if failed and failed != AGAIN:
+            raise zmq.ZMQError(failed)
+        return not failed
+
+    cdef int pass_on(self, zmq_msg_t *message, int flags) noexcept nogil:
+        """0, or what went wrong."""
+        while msg_send(message, self.socket, flags) < 0:
+            if zmq_errno() != INTERRUPTED:
+                return zmq_errno()
+        return 0
 
 
 cdef bint fits(Layout *layout, const uint8_t *data, size_t size) noexcept:
