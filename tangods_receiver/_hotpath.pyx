@@ -487,8 +487,7 @@ cdef class Sender:
                     part = <Part>item
                     msg_init(&slots[made])
                     msg_copy(&slots[made], &part.message)
-                    views[made].obj = NULL
-                    views[made].buf = NULL
+                    PyBuffer_FillInfo(&views[made], None, NULL, 0, 1, PyBUF_SIMPLE)
                     viewed += 1
                 else:
                     PyObject_GetBuffer(item, &views[made], PyBUF_SIMPLE)
