@@ -11,31 +11,79 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tangods_receiver.errors import ConfigError
+from tangods_receiver.protocol import Images
+from tangods_receiver.protocol.stins import ITEMSIZE
 from tangods_receiver.protocols import PROTOCOLS
+from tangods_receiver.rois import Roi
+from tangods_receiver.rois import parse as parse_rois
 
+COMPRESSIONS = ("none", "zlib")  # of what `images` tells
+MAX_IMAGE = 1 << 30  # bytes of one image
 _ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+
+
+class ImagesConfig(BaseModel):
+    """See `protocol.Images`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[int, int]
+    type: str = ""
+    compression: str = "none"
+    counters: int = Field(1, ge=1, le=8, strict=True)
+
+    @field_validator("shape", mode="before")
+    @classmethod
+    def _rows_and_columns(cls, value: Any) -> Any:
+        fits = isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+        if not fits or value[0] * value[1] > MAX_IMAGE // 8:
+            raise ValueError(f"{value!r} is not [rows, columns]")
+        return value
+
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        if value and value not in ITEMSIZE:
+            raise ValueError(f"{value!r} is not known, known are: {', '.join(ITEMSIZE)}")
+        return value
+
+    @field_validator("compression")
+    @classmethod
+    def _known_compression(cls, value: str) -> str:
+        if value not in COMPRESSIONS:
+            raise ValueError(
+                f"{value!r} cannot be unpacked here: set the detector's compressor to {' or '.join(COMPRESSIONS)}, and "
+                "say so here"
+            )
+        return value
 
 
 class ReceiverConfig(BaseModel):
     """Times in seconds, sizes in bytes.
 
-    `protocol` one of `protocols.PROTOCOLS`; `socket` pull or sub ("": what is usual for the protocol);
+    `protocol` one of `protocols.PROTOCOLS`; `images` how images are, for a protocol whose messages do not tell:
+    `shape` [rows, columns], `type` ("": by their size), `compression` none or zlib, `counters`; `socket` pull or sub ("": what is usual for the protocol);
     `endpoints` the senders to pull from (several send one series together, and wait for its close before the next);
     `workers` threads, each with a socket to all endpoints; `root` the directory
     below which files may be written; `dataset` path of the images in the file; `http` "host:port" ("" none, port 0
-    any free one); `hwm_bytes` what may wait in memory per worker and endpoint; `end_timeout` how long missing frames
-    are waited for after the end message; `stall_timeout` closes a series in which nothing comes (0: never);
+    any free one), `http_hosts` more names by which it may be asked, `http_token_file` holds the token that a POST needs
+    (made when it is not there; "": HTTP is read-only); `hwm_bytes` what may wait in memory per worker and endpoint;
+    `end_timeout` how long missing frames are waited for after the end message; `stall_timeout` closes a series in which nothing comes (0: never);
     `allow_overwrite` lets a start message that asks for it replace an existing file; `transforms` the pixel work, in
     this order; `parts` spreads the frames over so many files and `frames_per_file` begins a new one each so many
     frames (0: never), joined by a master file; `fsync_interval` how often written data are put on the disk while the
-    series runs (0: after its end); `payload_crc` keeps a checksum of each payload; `context_per_worker` False: one
-    ZeroMQ context with `io_threads` threads for all workers instead of one for each."""
+    series runs (0: after its end); `payload_crc` keeps a checksum of each payload; `channels` of a detector that has several, such
+    as thresholds, are an axis of the image dataset, or datasets of their own; `context_per_worker` False: one
+    ZeroMQ context with `io_threads` threads for all workers instead of one for each; `live_rate` how many images a
+    second are decoded while somebody looks, `live_average` how many a moving average is of, `rois` regions of interest
+    that are measured in them: "name x y width height" or mappings with these keys, in pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("receiver", min_length=1, max_length=100)
     protocol: str = "stins"
+    images: ImagesConfig | None = None
     socket: Literal["", "pull", "sub"] = ""
     endpoints: tuple[str, ...] = Field(min_length=1)
     workers: int = Field(1, ge=1, le=64, strict=True)
@@ -43,6 +91,8 @@ class ReceiverConfig(BaseModel):
     root: Path
     dataset: str = "entry/instrument/detector/data"
     http: str = "127.0.0.1:8000"
+    http_hosts: tuple[str, ...] = ()
+    http_token_file: str = ""
     forward: str = ""
     hwm_bytes: int = Field(256 * 2**20, ge=2**20, le=2**40, strict=True)
     end_timeout: float = Field(2.0, ge=0, le=3600, allow_inf_nan=False)
@@ -54,7 +104,11 @@ class ReceiverConfig(BaseModel):
     frames_per_file: int = Field(0, ge=0, le=2**40, strict=True)
     fsync_interval: float = Field(0.0, ge=0, le=86400, allow_inf_nan=False)
     payload_crc: bool = Field(False, strict=True)
+    channels: Literal["axis", "datasets"] = "axis"
     context_per_worker: bool = Field(True, strict=True)
+    live_rate: float = Field(10.0, ge=0.1, le=100, allow_inf_nan=False)
+    live_average: int = Field(10, ge=1, le=10**6, strict=True)
+    rois: tuple[Roi, ...] = ()
 
     @field_validator("protocol")
     @classmethod
@@ -62,6 +116,24 @@ class ReceiverConfig(BaseModel):
         if value not in PROTOCOLS:
             raise ValueError(f"{value!r} is not known, known are: {', '.join(PROTOCOLS)}")
         return value
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _may_be_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError as exc:
+            raise ValueError(f"{value!r} is not like {{shape: [516, 1556]}} ({' '.join(str(exc).split())})") from exc
+
+    @field_validator("rois", mode="before")
+    @classmethod
+    def _rectangles(cls, value: Any) -> tuple[Roi, ...]:
+        try:
+            return parse_rois(value)
+        except ConfigError as exc:
+            raise ValueError(str(exc).removeprefix("rois: ")) from exc
 
     @field_validator("endpoints", mode="before")
     @classmethod
@@ -107,6 +179,21 @@ class ReceiverConfig(BaseModel):
             raise ValueError(f"{value!r} is not like 127.0.0.1:8000 (port 0: any free one; '' for none)")
         return value
 
+    @field_validator("http_hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"\[?[A-Za-z0-9_.:%-]+\]?", name) or "//" in name:
+                raise ValueError(f"{name!r} is no name of a computer, like beamline7.example.org")
+        return value
+
+    @field_validator("http_token_file")
+    @classmethod
+    def _absolute_file(cls, value: str) -> str:
+        if value and not Path(value).is_absolute():
+            raise ValueError(f"{value!r} does not begin with /: say where the file is")
+        return value
+
     @field_validator("forward")
     @classmethod
     def _not_yet(cls, value: str) -> str:
@@ -122,6 +209,33 @@ class ReceiverConfig(BaseModel):
                 "that is published; at most one worker for each endpoint"
             )
         return self
+
+    @model_validator(mode="after")
+    def _read_in_order(self) -> ReceiverConfig:
+        if self.workers > 1 and not self.subscribes and PROTOCOLS[self.protocol].in_order:
+            raise ValueError(
+                f"workers: {self.workers} cannot share a stream of protocol {self.protocol}, whose messages must be read "
+                "in the order in which they were sent; use one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _images_where_they_are_needed(self) -> ReceiverConfig:
+        needed = PROTOCOLS[self.protocol].images
+        if needed and self.images is None:
+            raise ValueError(
+                f"images: missing; messages of protocol {self.protocol} do not tell how images are. Set for example "
+                "images: {shape: [516, 1556]}"
+            )
+        if self.images is not None and not needed:
+            raise ValueError(f"images: messages of protocol {self.protocol} tell how images are; leave it out")
+        return self
+
+    @property
+    def image_kind(self) -> Images | None:
+        """`images` as decoders take them."""
+        said = self.images
+        return None if said is None else Images(said.shape, said.type, said.compression, said.counters)
 
     @property
     def subscribes(self) -> bool:

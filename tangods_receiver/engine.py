@@ -6,11 +6,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zmq
 
 from tangods_receiver import destination, reception
@@ -174,12 +175,15 @@ class Engine:
     def __init__(self, config: ReceiverConfig) -> None:
         self.config = config
         wake = threading.Event()
-        self._live = Live()
+        self._live = Live(config.live_rate, config.live_average, config.rois)
         self._syncer = Syncer(config.name, config.fsync_interval)
         self._reception = Reception(config, self._live, wake, self._syncer.put)
         self._keeper = Keeper(config, self._reception, self._syncer, wake)
         self._context = None if config.context_per_worker else zmq.Context(config.io_threads)
-        self._workers = [Worker(index, config, self._reception, self._context) for index in range(config.workers)]
+        decoder = PROTOCOLS[config.protocol].decoders(config.image_kind)
+        self._workers = [
+            Worker(index, config, self._reception, decoder, self._context) for index in range(config.workers)
+        ]
         self._started: list[Worker] = []
         self._http: HttpServer | None = None
 
@@ -192,7 +196,7 @@ class Engine:
             if self.config.http:
                 from tangods_receiver.http import HttpServer  # half a second to import, and not everybody wants it
 
-                self._http = HttpServer(self, self.config.http)
+                self._http = HttpServer(self, self.config.http, self.config.http_hosts, self.config.http_token_file)
                 self._http.start()
             for worker in self._workers:
                 self._started.append(worker)
@@ -272,6 +276,19 @@ class Engine:
         may_replace = overwrite and self.config.allow_overwrite
         spread = Spread(self.config.parts, self.config.frames_per_file)
         return destination.refusal_soon(self.config.root, path, nbytes, may_replace, spread) if path else ""
+
+    def set_rois(self, rois: Iterable[object]) -> None:
+        """Regions of interest from now on: lines "name x y width height", or mappings with these keys. ConfigError."""
+        self._live.set_rois(rois)
+
+    def measure_rois(self) -> None:
+        """In the newest image, now; `snapshot` tells what was found."""
+        self._live.measure()
+
+    def roi_history(self) -> np.ndarray[Any, Any]:
+        """Rows: the last images in which regions were measured; columns: series, number, time, and of each region sum,
+        mean, max, x, y, pixels."""
+        return self._live.roi_history()
 
     def last_frame(
         self, kind: Kind = "last", newer_than: tuple[int, int] | None = None, wait: float = 0.0, channel: int = 0

@@ -18,7 +18,9 @@ Array = np.ndarray[Any, Any]
 Method = Literal["mean", "max", "sample"]
 
 BAND = 1 << 17  # pixels worked on at a time: what stays in the cache is done twice as fast
-_VIDEO = struct.Struct(">IHHqiiHHHH")  # magic, version, mode, frame, width, height, endianness, header size, 2 x padding
+_VIDEO = struct.Struct(
+    ">IHHqiiHHHH"
+)  # magic, version, mode, frame, width, height, endianness, header size, 2 x padding
 _VIDEO_MAGIC = int.from_bytes(b"VDEO", "big")
 _VIDEO_VERSION = 1
 _VIDEO_MODES = {1: 0, 2: 1, 4: 2, 8: 3}  # bytes of a pixel -> LImA's Y8, Y16, Y32, Y64
@@ -70,10 +72,11 @@ def downsample(array: Array, factor: int, method: Method = "mean") -> Array:
     out = np.empty((*array.shape[:-2], rows, columns), dtype)
     step = max(1, BAND // (high * array.shape[-1]))
     for index in np.ndindex(array.shape[:-2]):
+        image, smaller = array[index], out[index]
         for first in range(0, rows, step):
             last = min(rows, first + step)
-            blocks = array[index][first * high : last * high].reshape(last - first, high, columns * broad)
-            out[(*index, slice(first, last))] = work(blocks, broad)
+            blocks = image[first * high : last * high].reshape(last - first, high, columns * broad)
+            smaller[first:last] = work(blocks, broad)
     return out
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 
-from tangods_receiver import destination, transforms
+from tangods_receiver import channels, destination, transforms
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import ConfigError, DaqError, StreamError, WriteError
 from tangods_receiver.fileset import FileSet
@@ -93,6 +93,10 @@ class Reception:
         """A worker waited for its socket."""
         self._tallies[worker].waiting += seconds
 
+    def dropped(self, worker: int, messages: int) -> None:
+        """By the numbers of those that came, so many were dropped by a PUB socket."""
+        self._tallies[worker].dropped += messages
+
     def transformed(self, worker: int, seconds: float) -> None:
         """A worker did the pixel work of a frame."""
         self._tallies[worker].transforming += seconds
@@ -116,6 +120,7 @@ class Reception:
             log.error("series %d not opened: %s", series.id, failure)
         else:
             log.info("series %d opened %s", series.id, series.file.path if series.file else "(no file)")
+        self._live.begin(series.id, series.start, self.chain)
         with self._changed:
             series.ready = True
             if failure:
@@ -242,6 +247,7 @@ class Reception:
                 foreign=tally.foreign,
                 rejected=tally.rejected,
                 discarded=tally.discarded,
+                dropped=tally.dropped,
                 bytes=tally.bytes,
                 expected=None if series is None else series.start.nframes,
                 opened=self._opened,
@@ -252,6 +258,7 @@ class Reception:
                 durable=durable,
                 durable_frames=0 if series is None else series.durable,
                 last_number=self._live.number,
+                live=self._live.stats(),
                 error=self._error or slow,
                 workers=workers,
                 lost=self._lost(series, tally, missing),
@@ -466,6 +473,8 @@ class Reception:
             endpoints=len(self._config.endpoints),
             previous=self._last,
             chain=self.chain,
+            subscribed=self._config.subscribes,
+            channels_apart=self._config.channels == channels.DATASETS,
         )
         self._earlier = self._totals()
         self._commits.longest = 0.0
@@ -481,7 +490,7 @@ class Reception:
         start = series.start
         if series.impossible:
             return series.impossible
-        if start.series is None and start.serial is None and self._sockets > 1:
+        if start.series is None and start.serial is None and self._sockets > 1 and not start.relative:
             return (
                 "the stream has neither series ids nor message numbers: its frames can only be told apart by order of "
                 "arrival; configure workers: 1 and one endpoint"
@@ -515,8 +524,11 @@ class Reception:
         rejected = series.rejected
         mine, strangers = series.admit(frames, worker)
         records += mine
-        if series.latest is not None:
-            self._live.show(series.id, series.latest)
+        if (latest := series.latest) is not None:
+            if len(latest.more) + 1 < series.ledger.modules:
+                self._live.show_modules(series.id, series.ledger.modules, series.pieces)
+            else:
+                self._live.show(series.id, latest)
         if series.rejected != rejected:
             self._fail(series.troubles["rejected"][1])
         if records:

@@ -23,6 +23,7 @@ from dataclasses import replace
 from math import nan, prod
 from typing import Any
 
+from tangods_receiver import channels, nexus
 from tangods_receiver import ledger as ledgers
 from tangods_receiver.codecs import stored_as
 from tangods_receiver.errors import StreamError
@@ -43,7 +44,8 @@ QUIET = 0.15  # s without a message after which a stopped series gets nothing mo
 
 class Series:
     """The stream comes from `endpoints` senders, each spread over `workers`; `previous` the series before, whose
-    leftovers may still come."""
+    leftovers may still come; `subscribed` to senders that drop what they cannot send;
+    `channels_apart` each channel has a dataset of its own."""
 
     def __init__(
         self,
@@ -54,6 +56,8 @@ class Series:
         endpoints: int = 1,
         previous: Series | None = None,
         chain: Chain = AS_IT_IS,
+        subscribed: bool = False,
+        channels_apart: bool = False,
     ) -> None:
         start = _modules_first(start)
         self.id = id
@@ -62,6 +66,7 @@ class Series:
         self.tallies = [Tally() for _ in range(workers)]
         self.troubles: dict[str, tuple[int, str]] = {}  # kind -> how often, the first in words
         self._chain = chain
+        self._apart = nexus.channel_names(start.channels) if channels_apart else ()
         self.impossible = ""  # why the pixel work cannot be done on such frames
         self.layout = self._announced_layout()
         self.file: SeriesFile | FileSet | None = None
@@ -83,12 +88,15 @@ class Series:
         self.opened_at = time.time()
         self.begun = self.last_arrival = time.monotonic()
         self.latest: Frame | None = None
+        self.pieces: Sequence[Frame] = ()  # of the last batch, those that hold only some modules of an image
         self.missing: ledgers.Ranges = []
         self._endpoints = endpoints
+        self._subscribed = subscribed
         self._in_order = workers * endpoints == 1  # nothing is overtaken by the end message
         self._ends = 0  # end messages that came
+        self._told: int | None = None  # frames that there were, by the end message
         self._defining = threading.Lock()
-        self._origins: dict[int, int] = {}  # module -> number of its first frame, where numbers are relative
+        self._origin: int | None = None  # number of the first frame that came, where numbers are relative
         self._before = _restarted_from(start, previous)
 
     # --- belonging ---------------------------------------------------------------------------------------------------
@@ -96,6 +104,8 @@ class Series:
     def owns(self, frame: Frame) -> bool:
         """By the sender's series id; without one by message number; without both by order of arrival."""
         start = self.start
+        if start.relative:  # the stream goes on when all that were asked for are there
+            return not self.ended and (start.nframes is None or frame.number < start.nframes)
         if start.series is not None and frame.series is not None:
             return frame.series == start.series
         serial, first = frame.serial, start.serial
@@ -108,6 +118,8 @@ class Series:
     def _owns_all(self, frames: Sequence[Frame]) -> bool:
         """Are all these frames, of the same series id or none, its own? False also where that takes a closer look."""
         start, series = self.start, frames[0].series
+        if start.relative:
+            return not self.ended
         if start.series is not None and series is not None:
             return series == start.series
         serials = [frame[6] for frame in frames]
@@ -166,11 +178,13 @@ class Series:
         if self._are_plain(frames):
             self.messages += len(frames)
             self.latest = frames[-1]
+            self.pieces = () if self.ledger.modules == 1 else frames
             self.last_arrival = time.monotonic()
             return _records(frames, arrived), []
         records: list[Record] = []
         strangers: list[Frame] = []
         own = -1 if self.start.series is None else self.start.series
+        pieces: list[Frame] = []
         for frame in frames:
             if frame.series != own and not self.owns(frame):
                 strangers.append(frame)
@@ -179,9 +193,12 @@ class Series:
             if (wrong := self._mismatch(frame)) is not None:
                 self._refuse(frame, wrong, tally)
                 continue
+            if 1 + len(frame.more) < self.ledger.modules:
+                pieces.append(frame)
             self._enter(frame, frame.module, frame.data, records, tally, arrived)
             for module, data in enumerate(frame.more, frame.module + 1):
                 self._enter(frame, module, data, records, tally, arrived)
+        self.pieces = pieces
         self.last_arrival = time.monotonic()
         return records, strangers
 
@@ -208,17 +225,19 @@ class Series:
         return [f[0] for f in frames] == [*numbers] and self.ledger.see_range(numbers)
 
     def _counted(self, frame: Frame) -> Frame:
-        """Its number counted from the first frame that came of its module."""
-        return frame._replace(number=frame.number - self._origins.setdefault(frame.module, frame.number))
+        """Its number counted from the first frame that came."""
+        if self._origin is None:
+            self._origin = frame.number
+        return frame._replace(number=frame.number - self._origin) if self._origin else frame
 
     def _enter(
         self, frame: Frame, module: int, data: Buffer, records: list[Record], tally: Tally, arrived: float
-    ) -> None:
-        """One frame or module: a record to be written, or a number in the books."""
+    ) -> bool:
+        """One frame or module: a record to be written, or a number in the books. False: it was not new."""
         verdict = self.ledger.see(frame.number, module)
         if verdict is not Verdict.NEW:
             self._count_unwanted(frame, verdict, tally)
-            return
+            return False
         self.latest = frame
         if frame.incomplete:
             self.trouble("incomplete", f"image {frame.number}: pixels are missing, says the sender")
@@ -227,17 +246,20 @@ class Series:
             timestamp = nan if frame.timestamp is None else frame.timestamp
             status = INCOMPLETE if frame.incomplete else WRITTEN
             records.append(Record(frame.number, module, data, serial, timestamp, arrived, status, frame.times))
-            return
+            return True
         tally.received += 1
         tally.discarded += 1
         if self.failure:
             self.ledger.lose(frame.number, module)
         elif self.file is not None:
             self.ledger.leave_out(frame.number, module)
+        return True
 
     def _mismatch(self, frame: Frame) -> str | None:
         """What does not fit the series, with both values; the first frame tells what was not announced."""
-        layout = self.layout
+        layout, named = self.layout, self.start.channels
+        if named and type(sent := frame.extra.get("channels")) is tuple and sent != named:
+            return f"channels {', '.join(sent)}, the series has {', '.join(named)}"
         if layout is None:
             return self._learn(frame)
         if frame.shape == layout.shape and frame.dtype == layout.dtype and frame.codec == layout.codec:
@@ -259,7 +281,7 @@ class Series:
         modules = max(start.modules, 1 + len(frame.more))
         if modules != self.ledger.modules:
             self.ledger = Ledger(start.nframes, modules)
-        self.layout = ImageLayout((shape[0], shape[1]), dtype, codec, modules)
+        self.layout = self._layout(shape, dtype, codec, modules)
         if (wrong := self._mismatch(frame)) is not None:
             self.layout = None
         return wrong
@@ -274,7 +296,11 @@ class Series:
         except StreamError as exc:
             self.impossible = f"the transforms cannot be applied to this series: {exc}"
             return None
-        return ImageLayout((shape[0], shape[1]), dtype, codec, start.modules)
+        return self._layout(shape, dtype, codec, start.modules)
+
+    def _layout(self, shape: Sequence[int], dtype: str, codec: str, modules: int) -> ImageLayout:
+        apart = self._apart if len(self._apart) == modules else ()
+        return ImageLayout((shape[0], shape[1]), dtype, codec, modules, apart, self.start.times)
 
     def _refuse(self, frame: Frame, wrong: str, tally: Tally) -> None:
         count = 1 + len(frame.more)
@@ -292,6 +318,8 @@ class Series:
             if verdict is Verdict.FOREIGN:
                 announced = self.ledger.expected
                 limit = "far beyond those before" if announced is None else f"{announced} were announced"
+                if frame.number < 0:
+                    limit = "it is older than the first of the series"
                 self.trouble("beyond", f"image {frame.number} refused: {limit}")
 
     def late(self, frame: Frame, worker_tally: Tally) -> None:
@@ -339,6 +367,7 @@ class Series:
             self.ledger.lose(record.frame, record.module)
 
     def header(self, dataset: str) -> FileHeader:
+        arrays = self.start.arrays
         return FileHeader(
             series=self.id,
             dataset=dataset,
@@ -346,6 +375,7 @@ class Series:
             start_time=self.opened_at,
             metadata=self.start.metadata,
             filename=self.start.filename,
+            arrays=arrays if self._apart else channels.stacked(arrays, self.start.channels),
         )
 
     @property
@@ -358,9 +388,12 @@ class Series:
 
     def end(self, message: SeriesEnd, deadline: float) -> None:
         self.ended, self.deadline = True, deadline
-        self._ends += 1
+        if message.serial is None or message.serial != self.end_serial:  # else said again, to be sure
+            self._ends += 1
         if message.serial is not None:
             self.end_serial = message.serial
+        if message.nframes is not None:
+            self._told = min(max(self._told or 0, message.nframes), self.ledger.highest + 1 + ledgers.JUMP)
 
     def stop(self, deadline: float) -> None:
         self.stopped = True
@@ -393,7 +426,7 @@ class Series:
             return self.messages >= self.end_serial - self.start.serial - 1
         if self.ledger.expected is not None:
             return self.ledger.all_came
-        if self.ledger.complete != self.ledger.highest + 1:
+        if self.ledger.complete != max(self.ledger.highest + 1, self._told or 0):
             return False
         return self._in_order or (self._ends >= self._endpoints and quiet_for >= QUIET)
 
@@ -404,6 +437,8 @@ class Series:
         if not self.ended:
             return None
         came = self.ledger.highest + 1
+        if self._told is not None:
+            return max(came, self._told)
         if self.end_serial is None or self.start.serial is None or self._endpoints != 1:
             return came
         images = self.end_serial - self.start.serial - 1
@@ -438,7 +473,10 @@ class Series:
             return reason or "complete"
         expected = self.expected()
         of = f"{missing} of {expected}" if expected is not None else str(missing)
-        lost = f"{of} frames missing: {_ranges(self.missing)}{_shared(self.missing)}"
+        shared = "" if self._subscribed else _shared(self.missing)
+        lost = f"{of} frames missing: {_ranges(self.missing)}{shared}"
+        if self._subscribed:
+            lost += "; a PUB socket drops what its subscriber does not fetch in time"
         return f"{reason}; {lost}" if reason else lost
 
     def known_missing(self) -> int:
@@ -458,6 +496,14 @@ def _records(frames: Sequence[Frame], arrived: float) -> list[Record]:
         )
         for f in frames
     ]
+
+
+def _new_parts(frame: Frame, new: Sequence[bool]) -> list[Frame]:
+    """Of a frame what was new: as it came, or the new ones of its modules."""
+    if all(new):
+        return [frame]
+    parts = enumerate(zip(new, (frame.data, *frame.more), strict=True), frame.module)
+    return [frame._replace(module=module, data=data, more=()) for module, (is_new, data) in parts if is_new]
 
 
 def frame_bytes(start: SeriesStart) -> int:

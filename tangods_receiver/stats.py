@@ -17,6 +17,7 @@ class Tally:
 
     What is counted are images as they come: where a stream sends the modules of an image one by one, each counts.
     The books balance: received == written + repeated + foreign + rejected + discarded.
+    `dropped` never came: a PUB socket did not send them, as the numbers of those that came tell.
     `bytes` of pixels were written, `received_bytes` came; `batches` were taken together, `full` of them left the socket
     with more; `waiting` (for the socket), `transforming` and `writing` are seconds."""
 
@@ -26,6 +27,7 @@ class Tally:
     foreign: int = 0
     rejected: int = 0
     discarded: int = 0
+    dropped: int = 0
     bytes: int = 0
     received_bytes: int = 0
     batches: int = 0
@@ -87,6 +89,7 @@ class WorkerStats:
     foreign: int = 0
     rejected: int = 0
     discarded: int = 0
+    dropped: int = 0
     bytes: int = 0
     received_bytes: int = 0
     batches: int = 0
@@ -210,12 +213,45 @@ class Past:
 
 
 @dataclass(frozen=True)
+class RoiStats:
+    """A region of interest in full pixels, and what is in it: `sum`, `mean`, `max` and the centre of mass of its
+    `pixels` that have a value; None: there is none."""
+
+    name: str = ""
+    x: int = 0
+    y: int = 0
+    width: int = 0
+    height: int = 0
+    sum: float = 0.0
+    mean: float | None = None
+    max: float | None = None
+    centre_x: float | None = None
+    centre_y: float | None = None
+    pixels: int = 0
+
+
+@dataclass(frozen=True)
+class LiveStats:
+    """The live view: `number` and `series` of the image that was decoded last (-1, 0: none yet), `rate` of decoding in
+    Hz, images that could not be decoded; `rois` in the image `roi_number` of `roi_series`."""
+
+    number: int = -1
+    series: int = 0
+    rate: float = 0.0
+    damaged: int = 0
+    roi_number: int = -1
+    roi_series: int = 0
+    rois: tuple[RoiStats, ...] = ()
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The state of a receiver at one moment: what /status, the Tango attributes and the tests read.
 
     `state` is idle, running or error; `series` the series now open, or the last one (0: none yet); `opened`, `closed`
     the ids of the last series opened and closed; `file` the path being written ("" when none), `last_file` the one
-    closed last; `missing` frames known lost (of the open or last series); `expected` None: not announced;
+    closed last; `missing` frames known lost (of the open or last series); `dropped` by PUB sockets since it began, also
+    after its end; `expected` None: not announced;
     `rate` frames/s and `throughput` bytes/s over the last second; `durable` True when the last closed file was synced,
     `durable_frames` the images of the open or last series that survive a power loss;
     `last_number` the number of the newest image in its series (-1: none yet).
@@ -223,7 +259,7 @@ class Snapshot:
     `workers` what each did since the engine began; `lost` what went wrong in the open or last series, by kind;
     `missing_total` frames missing in all closed series; `commits` and `commit_seconds` since the engine began,
     `commit_time` of the last one, `longest_commit` of the open or last series; `sync_time` s that putting the last
-    closed file on the disk took.
+    closed file on the disk took; `live` what the live view shows.
     """
 
     state: str = "idle"
@@ -236,6 +272,7 @@ class Snapshot:
     foreign: int = 0
     rejected: int = 0
     discarded: int = 0
+    dropped: int = 0
     bytes: int = 0
     expected: int | None = None
     opened: int = 0
@@ -255,10 +292,12 @@ class Snapshot:
     commit_time: float = 0.0
     longest_commit: float = 0.0
     sync_time: float = 0.0
+    live: LiveStats = LiveStats()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: of plain values, lists and dictionaries."""
         values = asdict(self)
+        values["live"]["rois"] = list(values["live"]["rois"])
         return values | {"workers": list(values["workers"]), "lost": list(values["lost"])}
 
     @classmethod
@@ -267,6 +306,9 @@ class Snapshot:
         known = _known(cls, values)
         known["workers"] = tuple(_worker(worker) for worker in known.get("workers", ()))
         known["lost"] = tuple(Loss(**_known(Loss, loss)) for loss in known.get("lost", ()))
+        live = _known(LiveStats, known.get("live", {}))
+        live["rois"] = tuple(RoiStats(**_known(RoiStats, roi)) for roi in live.get("rois", ()))
+        known["live"] = LiveStats(**live)
         return cls(**known)
 
 

@@ -68,6 +68,13 @@ class Chain:
             raise StreamError(f"image {frame.number}: {exc}") from exc
         return frame._replace(shape=shape, dtype=dtype, codec=codec, data=data, more=more)
 
+    def moved(self, marks: codecs.Array, module: int) -> codecs.Array:
+        """Pixels that are marked True as they arrive, as they lie in what is stored."""
+        for step in self._steps:
+            if isinstance(step, Rotate | Flip | Crop | Bin):
+                marks = step.apply(marks.astype(np.uint8), module) != 0
+        return marks
+
     def _work(self, frame: Frame, module: int, data: Buffer, codec: str) -> Buffer:
         if not self._steps:
             return codecs.convert(data, frame.shape, frame.dtype, frame.codec, codec)
