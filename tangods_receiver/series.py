@@ -98,6 +98,8 @@ class Series:
         self._defining = threading.Lock()
         self._origin: int | None = None  # number of the first frame that came, where numbers are relative
         self._before = _restarted_from(start, previous)
+        if rotate := start.metadata.get("rotate"):
+            self.trouble("unrotated", f"rotate {rotate} is asked for and not done: only configured transforms turn images")
 
     # --- belonging ---------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tangods_receiver.errors import StreamError
-from tangods_receiver.protocol import Frame, Message, SeriesStart, recording, stins
+from tangods_receiver.protocol import Decode, Frame, Message, SeriesStart, recording
 from tangods_receiver.protocols import PROTOCOLS
 
 
@@ -30,24 +30,33 @@ def main(arguments: Sequence[str]) -> int:
 def describe(path: str) -> Iterator[str]:
     """One line per message."""
     yield path
+    decoders = {name: protocol.decoder(0, 1) for name, protocol in PROTOCOLS.items() if protocol.decoder}
     for index, parts in enumerate(recording.read(path)):
         sizes = " + ".join(str(len(part)) for part in parts)
-        yield f"{index:6}  {sizes} bytes  {_what(parts)}"
+        yield f"{index:6}  {sizes} bytes  {_what(parts, decoders)}"
 
 
-def _what(parts: Sequence[bytes]) -> str:
-    try:
-        return _stins(stins.decode(parts))
-    except StreamError:
-        return bytes(parts[0][:100]).decode("utf-8", "replace") if parts else "empty"
+def _what(parts: Sequence[bytes], decoders: Mapping[str, Decode]) -> str:
+    """By the protocol that knows it; else how it begins."""
+    for name, decode in decoders.items():
+        try:
+            found = decode(parts)
+        except StreamError:
+            continue
+        messages = found if isinstance(found, list) else [found]
+        return f"{name}: {'; '.join(map(_in_words, messages))}"
+    return bytes(parts[0][:100]).decode("utf-8", "replace") if parts else "empty"
 
 
-def _stins(message: Message) -> str:
+def _in_words(message: Message) -> str:
+    words = [f"message {message.serial}"] if message.serial is not None else []
+    words += [f"series {message.series}"] if message.series is not None else []
     if isinstance(message, SeriesStart):
-        return f"start, message {message.serial}, series {message.series}, file {message.filename!r}"
+        words += [f"{message.nframes} frames"] if message.nframes is not None else []
+        return ", ".join(["start", *words, f"file {message.filename!r}", *message.arrays])
     if isinstance(message, Frame):
-        return f"image {message.number}, message {message.serial}, {message.shape} {message.dtype} {message.codec}"
-    return f"end, message {message.serial}"
+        return ", ".join([f"image {message.number}", *words, f"{message.shape} {message.dtype} {message.codec}"])
+    return ", ".join(["end", *words])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Messages of Dectris stream V1 as a SIMPLON control unit sends them: keys in order, no blanks, shapes the other way."""
+"""Messages of Dectris stream V1 as a SIMPLON control unit sends them: keys in order, no blanks, shapes turned round."""
 
 import hashlib
 import json

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from tangods_receiver.errors import StreamError
 from tangods_receiver.protocol import recording, stins
 from tangods_receiver.protocol.__main__ import main
 
-REAL = Path(__file__).parents[3] / "shared/data/eiger1m_stream1.bin.gz"
+DATA = Path(os.environ.get("DETECTOR_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+REAL = DATA / "eiger1m_stream1.bin.gz"
 messages = st.lists(st.lists(st.binary(max_size=50), max_size=4), max_size=5)
 
 
