@@ -53,12 +53,6 @@ TYPES = {  # tag of a typed array -> NumPy's name, big-endian
     **{81: ("float32", True), 82: ("float64", True), 85: ("float32", False), 86: ("float64", False)},
 }
 ARRAYS = ("flatfield", "pixel_mask", "countrate_correction_lookup_table")
-NAMES = {  # ours of what has another in a NeXus file
-    "detector_description": "description",
-    "detector_serial_number": "detector_number",
-    "pixel_size_x": "x_pixel_size",
-    "pixel_size_y": "y_pixel_size",
-}
 MAX_CHANNELS = 16
 MAX_BIG = 64  # bytes of a number that CBOR has no form of its own for
 SIZE = 8  # bytes in which both compressions begin with that of the plain numbers
@@ -110,7 +104,7 @@ def _start(message: dict[Any, Any]) -> SeriesStart:
         dtype=dtype if type(dtype) is str and dtype in ITEMSIZE else None,
         modules=max(1, len(channels)),
         save=told.save,
-        metadata=told.beside(about | {ours: about[name] for name, ours in NAMES.items() if name in about}),
+        metadata=told.beside(about),
         channels=channels if len(channels) > 1 else (),
         arrays=arrays,
         times=True,
