@@ -25,7 +25,8 @@ import zmq.backend.cython._zmq as _backend
 from tangods_receiver.errors import StreamError
 from tangods_receiver.protocol import Frame
 from tangods_receiver.records import HIGHEST_FRAME as _HIGHEST_FRAME
-from tangods_receiver.records import END_MAGIC, HEADER_SIZE, MAGIC, PAYLOAD_CRC, TRAILER_SIZE, VERSION
+from tangods_receiver.records import END_MAGIC, HEADER_SIZE, MAGIC, PAYLOAD_CRC, TIMES_FOLLOW, TIMES_SIZE
+from tangods_receiver.records import TRAILER_SIZE, VERSION
 
 cdef extern from "Python.h":
     double PyOS_string_to_double(const char *s, char **end, object overflow) except? -1.0
@@ -560,17 +561,21 @@ cdef packed struct Header:
     uint8_t flags
     uint8_t version
 
-assert sizeof(Header) == HEADER_SIZE == 64 and TRAILER_SIZE == 8
+cdef packed struct Pair:
+    double stop
+    double real
+
+assert sizeof(Header) == HEADER_SIZE == 64 and TRAILER_SIZE == 8 and sizeof(Pair) == TIMES_SIZE == 16
 
 cdef enum:
     HEADER_BYTES = 64
-    TAIL = 72  # a trailer and its padding
+    TAIL = 88  # times, a trailer and its padding
     IOV_MAX = 1023  # whole records in one call
 
 cdef uint32_t crc_table[8][256]
 cdef char magic[4]
 cdef char end_magic[4]
-cdef uint8_t version = VERSION, payload_flag = PAYLOAD_CRC
+cdef uint8_t version = VERSION, payload_flag = PAYLOAD_CRC, times_flag = TIMES_FOLLOW
 cdef int64_t highest_frame = _HIGHEST_FRAME
 memcpy(magic, <char *><bytes>MAGIC, 4)
 memcpy(end_magic, <char *><bytes>END_MAGIC, 4)
@@ -593,11 +598,11 @@ cdef void make_crc_table() noexcept:
 make_crc_table()
 
 
-cdef uint32_t crc_of_body(const uint8_t *at) noexcept nogil:
-    """Of the 56 bytes behind magic and CRC."""
-    cdef uint32_t crc = 0xFFFFFFFF, low, high
+cdef uint32_t crc_of(const uint8_t *at, int words, uint32_t before=0) noexcept nogil:
+    """Of so many times 8 bytes; `before`: that of what stands before them."""
+    cdef uint32_t crc = ~before, low, high
     cdef int i
-    for i in range(7):
+    for i in range(words):
         memcpy(&low, at, 4)
         memcpy(&high, at + 4, 4)
         low ^= crc
@@ -617,6 +622,7 @@ cdef class Packed:
     cdef char *tails
     cdef iovec *vector
     cdef Py_buffer *views
+    cdef Pair *pairs  # NULL: the layout has no times
     cdef int count, held
     cdef readonly Py_ssize_t total
     cdef readonly Py_ssize_t payload
@@ -625,10 +631,17 @@ cdef class Packed:
         cdef int n = <int>len(records), i = 0
         cdef Py_ssize_t exact = layout.chunk_bytes if layout.codec == "none" else 0
         cdef int modules = layout.modules
+        cdef double nan = float("nan")
         self.head = <Header *>PyMem_Malloc(n * sizeof(Header) + 1)
         self.tails = <char *>PyMem_Malloc(n * TAIL + 1)
         self.vector = <iovec *>PyMem_Malloc(3 * n * sizeof(iovec) + 1)
         self.views = <Py_buffer *>PyMem_Malloc(n * sizeof(Py_buffer) + 1)
+        if layout.times:
+            self.pairs = <Pair *>PyMem_Malloc(n * sizeof(Pair) + 1)
+            if self.pairs == NULL:
+                raise MemoryError()
+            for i in range(n):
+                self.pairs[i].stop = self.pairs[i].real = nan
         if self.head == NULL or self.tails == NULL or self.vector == NULL or self.views == NULL:
             raise MemoryError()
         self.count = n
@@ -642,8 +655,10 @@ cdef class Packed:
         cdef char *tail = self.tails + i * TAIL
         cdef iovec *vector = self.vector + 3 * i
         cdef Py_ssize_t size, tail_size
-        cdef int64_t frame
-        number, module, data, serial, timestamp, arrived, status = record[:7]
+        cdef uint32_t crc
+        cdef bint timed
+        number, module, data, serial, timestamp, arrived, status, times = record
+        timed = self.pairs != NULL and times is not None
         PyObject_GetBuffer(data, &self.views[i], PyBUF_SIMPLE)
         self.held = i + 1
         size = self.views[i].len
@@ -656,14 +671,23 @@ cdef class Packed:
             head.nonce, head.frame, head.serial = nonce, number, serial
             head.timestamp, head.arrived = timestamp, arrived
             head.size, head.module, head.status, head.version = <uint32_t>size, module, status, version
-        except (OverflowError, TypeError) as exc:
+            if timed:
+                self.pairs[i].stop, self.pairs[i].real = times
+        except (OverflowError, TypeError, ValueError) as exc:
             raise StreamError(f"frame {number}, module {module}: cannot be stored: {exc}") from exc
         if payload_crc:
             head.flags, head.payload_crc = payload_flag, payload_crc32(data)
-        head.crc = crc_of_body(<uint8_t *>head + 8)
-        memcpy(tail, end_magic, 4)
-        memcpy(tail + 4, &head.crc, 4)
-        tail_size = 8 + (-(size + HEADER_BYTES + 8) & 63)
+        if timed:
+            head.flags |= times_flag
+        head.crc = crc = crc_of(<uint8_t *>head + 8, 7)
+        tail_size = 8
+        if timed:
+            memcpy(tail, &self.pairs[i], sizeof(Pair))
+            crc = crc_of(<uint8_t *>&self.pairs[i], 2, crc)
+            tail_size += sizeof(Pair)
+        memcpy(tail + tail_size - 8, end_magic, 4)
+        memcpy(tail + tail_size - 4, &crc, 4)
+        tail_size += -(size + HEADER_BYTES + tail_size) & 63
         vector[0].iov_base, vector[0].iov_len = head, HEADER_BYTES
         vector[1].iov_base, vector[1].iov_len = self.views[i].buf, size
         vector[2].iov_base, vector[2].iov_len = tail, tail_size
@@ -678,6 +702,7 @@ cdef class Packed:
         PyMem_Free(self.tails)
         PyMem_Free(self.vector)
         PyMem_Free(self.views)
+        PyMem_Free(self.pairs)
 
     def __len__(self):
         return self.count
@@ -686,6 +711,11 @@ cdef class Packed:
     def headers(self):
         """All headers behind each other."""
         return PyBytes_FromStringAndSize(<char *>self.head, self.count * HEADER_BYTES)
+
+    @property
+    def times(self):
+        """All times behind each other; none where the layout has none."""
+        return b"" if self.pairs == NULL else PyBytes_FromStringAndSize(<char *>self.pairs, self.count * sizeof(Pair))
 
     def write(self, int fd, int64_t offset):
         """Write all of it there; OSError. Once: what was written is no longer known afterwards."""

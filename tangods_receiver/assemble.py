@@ -276,7 +276,7 @@ def _copy_group(source: _Source, old: h5py.Group, new: h5py.Group) -> None:
             below.attrs.update(item.attrs)
             _copy_group(source, item, below)
         elif isinstance(item, h5py.Dataset) and not _is_replaced(source, old, name, item):
-            if old == source.detector and name in nexus.COLUMNS:
+            if old == source.detector and name in nexus.ALL_COLUMNS:
                 _copy_column(source, item, new)
             elif item.is_virtual:
                 new[name] = item[()]

@@ -25,7 +25,7 @@ _last_said: tuple[int, float] | None = None  # the series whose geometry was the
 
 def placement_of(header: FileHeader, layout: ImageLayout | None) -> Placement | None:
     """Where the modules of this series go; None where they stay apart. What is wrong is logged once a series."""
-    if layout is None or layout.modules == 1:
+    if layout is None or not layout.axis:
         return None
     try:
         geometry = from_metadata(header.metadata, layout.modules)
@@ -54,10 +54,11 @@ def gap_value(dtype: np.dtype[Any]) -> Any:
     return {"u": 0, "i": -1, "f": np.nan}.get(dtype.kind, 0)
 
 
-def add(data: h5py.Dataset, detector: h5py.Group, plot: h5py.Group, placement: Placement) -> None:
+def add(data: h5py.Dataset, detector: h5py.Group, plot: h5py.Group, placement: Placement, masked: bool = False) -> None:
     """Put the whole image and its mask into the detector's group, and the image into the default plot.
 
-    `data`: the modules (n, modules, rows, columns), by the name under which readers find them."""
+    `data`: the modules (n, modules, rows, columns), by the name under which readers find them; `masked`: the sender
+    gave a mask of the whole image."""
     image = _free_name(detector, IMAGE)
     _virtual_image(data, detector, image, placement)
     detector[image].attrs.update(
@@ -66,7 +67,8 @@ def add(data: h5py.Dataset, detector: h5py.Group, plot: h5py.Group, placement: P
             "description": f"modules of {data.name} put together; between them: {gap_value(data.dtype)}",
         }
     )
-    _virtual_mask(detector, placement)
+    if not masked:
+        _virtual_mask(detector, placement)
     name = _free_name(plot, IMAGE)
     plot[name] = detector[image]
     plot.attrs["signal"] = name

@@ -7,13 +7,13 @@ at each commit, recovery for all records at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .chunkindex import ChunkIndex, Place, most_nodes, node_size, runs
-from .nexus import COLUMNS, MISSING_TYPE, RANGE_BLOCK, Places
+from .nexus import ALL_COLUMNS, MISSING_TYPE, RANGE_BLOCK, TIME_COLUMNS, Places
 from .records import INCOMPLETE, ImageLayout, Part, aligned
 
 Write = tuple[int, bytes]
@@ -26,17 +26,20 @@ _FIELDS = {
     "message_number": "serial",
     "frame_status": "status",
 }
+#: Column -> field of `records.TIMES`.
+TIME_FIELDS = dict(zip(TIME_COLUMNS, ("stop", "real"), strict=True))
 _STATUS = "frame_status"
 
 
 class _Block:
     """The per-frame values of `size` consecutive frames; `low:high` are those that changed since they were written."""
 
-    __slots__ = ("values", "modules", "low", "high", "new")
+    __slots__ = ("values", "modules", "incomplete", "low", "high", "new")
 
-    def __init__(self, size: int) -> None:
-        self.values = {name: np.full(size, fill, dtype) for name, (dtype, fill, _) in COLUMNS.items()}
+    def __init__(self, size: int, columns: Iterable[str]) -> None:
+        self.values = {name: np.full(size, ALL_COLUMNS[name][1], ALL_COLUMNS[name][0]) for name in columns}
         self.modules = np.zeros(size, np.uint16)
+        self.incomplete = np.zeros(size, bool)  # the sender said so of a module that came
         self.low, self.high = size, 0
         self.new = True
 
@@ -49,8 +52,13 @@ class Catalogue:
         self._places = places
         self._part = part
         self._modules = layout.modules if layout else 1
-        self._index = ChunkIndex(layout.rank if layout else 3, self._modules)
-        self._columns = {name: ChunkIndex(1, step=places.block) for name in COLUMNS}
+        self._channels = len(layout.channels) if layout else 0
+        # One, with all modules, or one for each channel.
+        self._indexes = [
+            ChunkIndex(layout.rank if layout else 3, 1 if self._channels else self._modules)
+            for _ in range(self._channels or 1)
+        ]
+        self._columns = {name: ChunkIndex(1, step=places.block) for name in places.columns}
         self._blocks: dict[int, _Block] = {}  # those that may still change
         self._addresses: dict[int, int] = {}  # of all blocks
         self._late: list[Write] = []
@@ -64,33 +72,50 @@ class Catalogue:
     @property
     def block_size(self) -> int:
         """Bytes in the file for the per-frame arrays of one block of frames."""
-        return aligned(self._places.block * sum(dtype.itemsize for dtype, _, _ in COLUMNS.values()))
+        return aligned(self._places.block * sum(ALL_COLUMNS[name][0].itemsize for name in self._columns))
 
-    def add(self, headers: NDArray, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Note records and where their payloads are; True for those that are new (a repeated frame keeps its first)."""
-        positions = headers["frame"] * np.uint64(self._modules) + headers["module"]
-        new = self._index.add(positions, addresses, headers["size"], headers["mask"])
+    def add(self, headers: NDArray, addresses: NDArray[np.uint64], times: NDArray | None = None) -> NDArray[np.bool_]:
+        """Note records and where their payloads are; True for those that are new (a repeated frame keeps its first).
+
+        `times` (dtype `records.TIMES`) one for each record, where there are such columns."""
+        new = self._add_chunks(headers, addresses)
         if new.any():
-            headers = headers if new.all() else headers[new]
+            if not new.all():
+                headers, times = headers[new], times if times is None else times[new]
             frames = headers["frame"]
             if (frames[1:] < frames[:-1]).any():
-                headers = headers[np.argsort(frames, kind="stable")]
+                order = np.argsort(frames, kind="stable")
+                headers, times = headers[order], times if times is None else times[order]
             self.extend(int(headers["frame"][-1]) + 1)
-            self._add_columns(headers)
+            self._add_columns(headers, times)
+        return new
+
+    def _add_chunks(self, headers: NDArray, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        if not self._channels:
+            positions = headers["frame"] * np.uint64(self._modules) + headers["module"]
+            return self._indexes[0].add(positions, addresses, headers["size"], headers["mask"])
+        new = np.zeros(len(headers), bool)
+        for channel, index in enumerate(self._indexes):
+            at = np.flatnonzero(headers["module"] == channel)
+            own = headers[at]
+            new[at] = index.add(own["frame"], addresses[at], own["size"], own["mask"])
         return new
 
     def extend(self, length: int) -> None:
         """Make the datasets at least this long, in frames."""
         self._length = max(self._length, length)
 
-    def _add_columns(self, headers: NDArray) -> None:
+    def _add_columns(self, headers: NDArray, times: NDArray | None) -> None:
         size = self._places.block
         for number, begin, end in runs(headers["frame"] // np.uint64(size)):
             block = self._blocks.get(number)
             if block is None:
-                block = self._blocks[number] = _Block(size)
+                block = self._blocks[number] = _Block(size, self._columns)
             part = headers[begin:end]
-            self._fill(block, part, (part["frame"] - np.uint64(number * size)).astype(np.intp))
+            at = (part["frame"] - np.uint64(number * size)).astype(np.intp)
+            if times is not None:
+                _fill_times(block, times[begin:end], at)
+            self._fill(block, part, at)
 
     def _fill(self, block: _Block, headers: NDArray, at: NDArray[np.intp]) -> None:
         for name, field in _FIELDS.items():
@@ -101,9 +126,10 @@ class Catalogue:
             )
         if self._modules > 1:
             np.add.at(block.modules, at, 1)
+            block.incomplete[at[headers["status"] == INCOMPLETE]] = True
             at = np.unique(at)
             whole = block.modules[at] == self._modules
-            block.values[_STATUS][at[~whole]] = INCOMPLETE
+            block.values[_STATUS][at[~whole | block.incomplete[at]]] = INCOMPLETE
             self.complete += int(np.count_nonzero(whole))
         else:
             block.modules[at] = 1
@@ -117,8 +143,8 @@ class Catalogue:
         must not find a frame marked as written that this index does not hold yet."""
         late, self._late = self._late, []
         yield from late
-        if self._places.data is not None:
-            yield from _rebuild(self._index, self._places.data.root, place)
+        for index, image in zip(self._indexes, self._places.images, strict=False):  # none where nothing is defined
+            yield from _rebuild(index, image.root, place)
         yield from self._column_writes(place)
         yield self._places.scalars["frames_received"][0], _u64(self.complete)
         if last:
@@ -126,10 +152,8 @@ class Catalogue:
             yield from late
         if self._length > self._published:
             self._published = self._length
-            for column in self._places.columns.values():
-                yield column.length, _u64(self._length)
-            if self._places.data is not None:
-                yield self._places.data.length, _u64(self._length)
+            for array in (*self._places.columns.values(), *self._places.images):
+                yield array.length, _u64(self._length)
 
     def _column_writes(self, place: Place) -> Iterator[Write]:
         changed = sorted(n for n, block in self._blocks.items() if block.high)
@@ -159,9 +183,9 @@ class Catalogue:
     def _index_blocks(self, numbers: Sequence[int]) -> None:
         positions = np.array(numbers, np.uint64)
         address = np.array([self._addresses[number] for number in numbers], np.uint64)
-        for name, (dtype, _, _) in COLUMNS.items():
-            size = np.full(len(numbers), self._places.block * dtype.itemsize, np.uint32)
-            self._columns[name].add(positions, address, size, np.zeros_like(size))
+        for name, index in self._columns.items():
+            size = np.full(len(numbers), self._places.block * ALL_COLUMNS[name][0].itemsize, np.uint32)
+            index.add(positions, address, size, np.zeros_like(size))
             address = address + size
 
     @staticmethod
@@ -179,9 +203,9 @@ class Catalogue:
     def _offsets(self, number: int) -> Iterator[tuple[str, int]]:
         """Where each column of a block is in the file."""
         address = self._addresses[number]
-        for name, (dtype, _, _) in COLUMNS.items():
+        for name in self._columns:
             yield name, address
-            address += self._places.block * dtype.itemsize
+            address += self._places.block * ALL_COLUMNS[name][0].itemsize
 
     def new_blocks(self, blocks: set[int]) -> int:
         """How many of these blocks of frames have no place in the file yet."""
@@ -189,9 +213,19 @@ class Catalogue:
 
     def cost(self, leaves: int, blocks: int, highest: int) -> int:
         """Bytes that a commit takes at most: chunks in `leaves` leaves, `blocks` new blocks, up to frame `highest`."""
-        images = most_nodes(leaves, (highest + 1) * self._modules) * aligned(self._index.node_size)
-        columns = most_nodes(blocks, highest // self._places.block) * aligned(node_size(1)) * len(COLUMNS)
+        trees = len(self._indexes)
+        share = -(-leaves // trees)  # it takes most where all trees have grown alike
+        nodes = trees * most_nodes(share, (highest + 1) * self._indexes[0].modules)
+        images = nodes * aligned(self._indexes[0].node_size)
+        columns = most_nodes(blocks, highest // self._places.block) * aligned(node_size(1)) * len(self._columns)
         return images + columns + blocks * self.block_size
+
+
+def _fill_times(block: _Block, times: NDArray, at: NDArray[np.intp]) -> None:
+    """A module that came without times leaves those of the others."""
+    known = np.isfinite(times["stop"]) | np.isfinite(times["real"])
+    for name, field in TIME_FIELDS.items():
+        block.values[name][at[known]] = times[field][known]
 
 
 def missing_cost(count: int) -> int:

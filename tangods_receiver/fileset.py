@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
-from . import nexus
+from . import arrays, nexus
 from .errors import StreamError, WriteError
 from .nexus import Source
 from .records import Books, FileHeader, ImageLayout, Part, Record
@@ -24,6 +25,7 @@ from .writing import write_all
 
 log = logging.getLogger(__name__)
 
+FIRST: Key = (0, 0)
 MOST_FILES = 20_000  # announced; beyond, master files take seconds to make
 MANY_FILES = 1000  # readers have one descriptor for each file they have read from, and by default 1024 of them
 
@@ -48,7 +50,11 @@ class FileSet:
         """Nothing is made yet; use `create`."""
         self.path, self.layout = path, layout
         self.payload_crc = payload_crc
-        self._header, self._spread = header, spread
+        # Only the first file has the arrays of the start message, the others and the master lead to it.
+        self._arrays = header.arrays if header.nframes != 0 else {}
+        names = arrays.without_data(self._arrays)
+        self._header = replace(header, arrays=names, arrays_in=spread.name(path, FIRST))
+        self._spread = spread
         self._nonce = int.from_bytes(os.urandom(8), "little")
         self._lock = Lock()  # guards the counts; never held over the disk
         self._making = Lock()  # one part file is made at a time; who has his file does not wait for that
@@ -90,13 +96,14 @@ class FileSet:
             raise
         return new
 
-    def _make_first(self, old: Sequence[Path], replace: bool) -> None:
+    def _make_first(self, old: Sequence[Path], replacing: bool) -> None:
         for key in [(0, part) for part in range(self._spread.parts)]:
             if self._header.nframes is None or self._spread.share(key, self._header.nframes):
                 self._parts[key] = self._make(key)
-                if not replace:
+                if not replacing:
                     self._name(self._parts[key])
-        if replace:
+        self._arrays = {}  # they may be large
+        if replacing:
             names = {self._spread.name(self.path, key) for key in self._parts}
             for gone in old:
                 if gone.name not in names:
@@ -105,7 +112,7 @@ class FileSet:
                 final = self._path(part.key)
                 os.replace(part.file.path, final)
                 part.file.path = final
-        self._show(first=not replace)
+        self._show(first=not replacing)
 
     def _discard(self, replace: bool) -> None:
         """Nothing is left of a set that could not be made, but for what has taken an old one's place."""
@@ -121,15 +128,14 @@ class FileSet:
     def _make(self, key: Key) -> _PartFile:
         """A new part file, still under a hidden name: who reads the master must not find half a file."""
         path, nframes = self._path(key), self._header.nframes
-        header = FileHeader(
-            series=self._header.series,
-            dataset=self._header.dataset,
+        header = replace(
+            self._header,
             nframes=None if nframes is None else self._spread.share(key, nframes),
-            start_time=self._header.start_time,
-            metadata=self._header.metadata,
             filename=path.name,
             part=Part(self._nonce, self._spread.first(key), self._spread.parts),
         )
+        if key == FIRST:
+            header = replace(header, arrays=self._arrays, arrays_in="")
         path = path.with_name(f".{self._nonce:016x}.{path.name}")
         return _PartFile(key, SeriesFile.create(path, header, self.layout, self.payload_crc))
 
@@ -309,7 +315,14 @@ class FileSet:
         sources = self._sources(closing=books is not None)
         try:
             image, self._frames_received = nexus.build_master(
-                self._header, layout, self._nonce, self._spread, sources, self._length, books
+                self._header,
+                layout,
+                self._nonce,
+                self._spread,
+                sources,
+                self._length,
+                books,
+                nexus.stored_arrays(self._header, layout),
             )
         except (ValueError, TypeError) as exc:
             raise StreamError(f"frames of {layout} cannot be stored in HDF5: {exc}") from exc

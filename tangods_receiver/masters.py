@@ -87,12 +87,12 @@ def _read(path: Path) -> _Master:
         with h5py.File(path, "r", locking=False) as h5:
             identity = nexus.identity(h5)
             assert identity.spread is not None
-            detector, data = h5[nexus.detector_path(identity.dataset)], h5.get(identity.dataset)
+            detector = h5[nexus.detector_path(identity.dataset)]
             expected = int(detector["frames_expected"][()])
             return _Master(
                 identity=identity,
                 spread=identity.spread,
-                layout=None if data is None else nexus.layout_of(data),
+                layout=nexus.stored_layout(h5, identity),
                 length=len(detector["frame_status"]),
                 closed=bool(h5[identity.dataset.split("/")[0]]["end_time"][()].strip(b"\0")),
                 expected=None if expected < 0 else expected,
@@ -159,7 +159,8 @@ def _map_problems(path: Path, master: _Master, parts: dict[Key, Path]) -> list[s
     fixed: dict[str, int] = {}
     with h5py.File(path, "r", locking=False) as h5:
         detector = nexus.detector_path(master.identity.dataset)
-        for name in [f"{detector}/{column}" for column in nexus.COLUMNS] + [master.identity.dataset]:
+        columns = [f"{detector}/{column}" for column in nexus.columns_of(master.layout)]
+        for name in columns + master.identity.images:
             found = _shown(h5[name]) if name in h5 else wanted
             fixed |= {file: count or 0 for file, (_, _, count) in found.items()}
             if found != wanted and not _still_grow(found, wanted):

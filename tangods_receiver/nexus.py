@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from numbers import Real
 from pathlib import Path
@@ -20,14 +21,14 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from . import __version__, assembled, h5fields
+from . import __version__, arrays, assembled, h5fields
 from .errors import ConfigError, WriteError
 from .h5fields import ArrayFields, Read
 from .records import STATUS_TEXT, Books, FileHeader, ImageLayout, Part
 from .spread import Spread
 
 PROGRAM = "tangods-detector"
-FORMAT = 1
+FORMATS = (1, 2)  # 2: several channels, or times; who knows only 1 would mend such a file wrongly
 BLOCK = 1024  # frames per chunk of the per-frame arrays
 RANGE_BLOCK = 256  # rows per chunk of frames_missing
 MISSING_TYPE = np.dtype("<i8")
@@ -50,6 +51,23 @@ COLUMNS: dict[str, tuple[np.dtype, Any, dict[str, str]]] = {
     "message_number": (np.dtype("<i8"), -1, {"description": "number of the sender's message; -1: missing or unknown"}),
     "frame_status": (np.dtype("u1"), 0, {"description": STATUS_TEXT}),
 }
+#: Those that a file has only where its sender gives them.
+TIME_COLUMNS: dict[str, tuple[np.dtype, Any, dict[str, str]]] = {
+    "stop_time": (
+        np.dtype("<f8"),
+        math.nan,
+        {
+            "units": "s",
+            "description": "when the exposure ended, on the clock of timestamp, where it began; NaN: not given",
+        },
+    ),
+    "real_time": (
+        np.dtype("<f8"),
+        math.nan,
+        {"units": "s", "description": "how long the detector really counted in this frame; NaN: not given"},
+    ),
+}
+ALL_COLUMNS = COLUMNS | TIME_COLUMNS
 _COUNTS = {
     "frames_expected": "number of frames announced or sent; -1: not known",
     "frames_received": "number of frames received and stored",
@@ -61,40 +79,69 @@ _COUNTS = {
 _NUMBERS = {
     "count_time": (("exptime", "count_time", "exposure_time"), {"units": "s"}),
     "frame_time": (("frame_time", "frame_period"), {"units": "s"}),
+    "distance": (("detector_distance",), {"units": "m"}),
     "sensor_thickness": (("sensor_thickness",), {"units": "m"}),
-    "x_pixel_size": (("x_pixel_size",), {"units": "m"}),
-    "y_pixel_size": (("y_pixel_size",), {"units": "m"}),
+    "threshold_energy": (("threshold_energy",), {"units": "eV"}),
+    "x_pixel_size": (("x_pixel_size", "pixel_size_x"), {"units": "m"}),
+    "y_pixel_size": (("y_pixel_size", "pixel_size_y"), {"units": "m"}),
     "beam_center_x": (("beam_center_x",), {"units": "pixel"}),
     "beam_center_y": (("beam_center_y",), {"units": "pixel"}),
     "bit_depth_readout": (("bit_depth_readout",), {}),
     "saturation_value": (("saturation_value",), {}),
 }
 _TEXTS = {
-    "description": ("description",),
-    "detector_number": ("detector_number", "serial_number"),
+    "description": ("description", "detector_description"),
+    "detector_number": ("detector_number", "detector_serial_number", "serial_number"),
     "sensor_material": ("sensor_material",),
     "trigger_mode": ("trigger_mode",),
 }
+_FLAGS = {
+    "flatfield_applied": ("flatfield_correction_applied", "flatfield_enabled"),
+    "pixel_mask_applied": ("pixel_mask_applied", "pixel_mask_enabled"),
+    "countrate_correction_applied": ("countrate_correction_applied", "countrate_correction_enabled"),
+    "virtual_pixel_interpolation_applied": (
+        "virtual_pixel_correction_applied",
+        "virtual_pixel_interpolation_enabled",
+    ),
+}
 CODECS = {32008: "bslz4", 32004: "lz4"}  # by the number of the HDF5 filter
+_NOT_IN_NAMES = re.compile(r"\W", re.ASCII)
+_LONGEST_NAME = 40
 _MISSING_TEXT = "ranges of missing frames: first, last (inclusive); filled in at the end"
 _HEADER_KEYS = 2000  # a header with more is kept as one JSON text
 _HEADER_DEPTH = 16
+#: Names in an NXdetector or NXdata of ours that no channel can have.
+_TAKEN = frozenset(
+    [
+        *ALL_COLUMNS,
+        *_COUNTS,
+        *_NUMBERS,
+        *_TEXTS,
+        *_FLAGS,
+        *arrays.NAMES,
+        "data",
+        "end_reason",
+        "frames_missing",
+        "header",
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Places:
     """What is changed after creation, by its offset in the file; sizes in bytes."""
 
-    data: ArrayFields | None
+    images: Sequence[ArrayFields]  # of each dataset of images
     columns: Mapping[str, ArrayFields]
     missing: ArrayFields
     scalars: Mapping[str, tuple[int, int]]
     block: int  # frames per chunk of the per-frame arrays
+    arrays: Mapping[str, ArrayFields] = field(default_factory=dict)  # of the start message: changed while it is made
 
     def torn(self) -> list[int]:
         """Fields that readers could see half changed."""
-        arrays = [self.missing, *self.columns.values(), *([self.data] if self.data else [])]
-        return [o for a in arrays for o in (a.root, a.length) if h5fields.straddles(o)]
+        fields = [self.missing, *self.columns.values(), *self.images]
+        return [o for f in fields for o in (f.root, f.length) if h5fields.straddles(o)]
 
 
 @dataclass(frozen=True)
@@ -106,6 +153,12 @@ class Identity:
     nframes: int | None
     part: Part | None = None  # it is one of several files
     spread: Spread | None = None  # it is the master file of several
+    channels: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> list[str]:
+        """Paths of the datasets of images."""
+        return image_paths(self.dataset, self.channels)
 
 
 @dataclass(frozen=True)
@@ -119,36 +172,65 @@ class Source:
     length: int | None
 
 
-def build(header: FileHeader, layout: ImageLayout | None, nonce: int) -> tuple[bytes, Places]:
-    """The file image of a series without frames, and where its changing fields are."""
-    kind = (layout.rank, layout.codec) if layout else None
+def stored_arrays(header: FileHeader, layout: ImageLayout | None) -> list[arrays.Stored]:
+    """Those of the start message that the file of this header has, or leads to."""
+    if not header.arrays:
+        return []
+    placement = assembled.placement_of(header, layout)
+    return arrays.chosen(header, layout, placement.full_shape if placement else None)
+
+
+def build(
+    header: FileHeader, layout: ImageLayout | None, nonce: int, stored: Sequence[arrays.Stored] = ()
+) -> tuple[bytes, Places]:
+    """The file image of a series without frames, and where its changing fields are. `stored` arrays are empty in it."""
+    kind = (layout.rank, layout.codec, layout.channels, layout.times) if layout else None
     pad = _PADS.get(kind, 0)
-    for _ in range(8):  # the padding moves all arrays by the same 8 bytes a try, and a field straddles in one of eight
-        image, places = _build(header, layout, nonce, pad)
+    for _ in range(
+        8
+    ):  # the padding moves all datasets by the same 8 bytes a try, and a field straddles in one of eight
+        image, places = _build(header, layout, nonce, stored, pad)
         if not places.torn():
-            _PADS[kind] = pad
+            _remember(kind, pad)
             return image, places
         pad = (pad + 8) % 64
     raise WriteError(f"{header.filename}: no place was found for the index where readers never see half a change")
 
 
-#: The padding that was right the last time: the arrays come first in the image, so it depends on nothing else.
-_PADS: dict[tuple[int, str] | None, int] = {}
+_Kind = tuple[int, str, tuple[str, ...], bool] | None
+#: The padding that was right the last time: these datasets come first in the image, so it depends on nothing else.
+_PADS: dict[_Kind, int] = {}
 
 
-def _build(header: FileHeader, layout: ImageLayout | None, nonce: int, pad: int) -> tuple[bytes, Places]:
+def _remember(kind: _Kind, pad: int) -> None:
+    if len(_PADS) > 100:  # names of channels come from the network
+        _PADS.clear()
+    _PADS[kind] = pad
+
+
+def _build(
+    header: FileHeader, layout: ImageLayout | None, nonce: int, stored: Sequence[arrays.Stored], pad: int
+) -> tuple[bytes, Places]:
     # The name is only a label, nothing is written under it; it differs from that of every other image.
     name = f"series-{nonce:016x}"
-    # One block of metadata takes in all arrays, so that the padding moves them all alike.
+    # One block of metadata takes in all of these, so that the padding moves them all alike.
     options: dict[str, Any] = {"driver": "core", "backing_store": False, "libver": "earliest", "meta_block_size": 32768}
     with h5py.File(name, "w", **options) as h5:
         h5.attrs["_padding"] = np.zeros(pad + 8, np.uint8)
-        arrays = _columns(h5, header.nframes)
-        data = _images(h5, layout, header.nframes or 0) if layout else None
-        _tree(h5, header, layout, nonce, arrays, data)
+        columns = _columns(h5, layout, header.nframes)
+        images = _images(h5, layout, header.nframes or 0) if layout else []
+        _tree(h5, header, layout, nonce, columns, images, stored)
         h5.flush()
         image = h5.id.get_file_image()
-        return image, find_places(h5, header.dataset, lambda offset, size: image[offset : offset + size])
+
+        def read(offset: int, size: int) -> bytes:
+            return image[offset : offset + size]
+
+        places = find_places(h5, identity(h5), read)
+        if header.arrays_in:
+            return image, places
+        detector = h5[detector_path(header.dataset)]
+        return image, replace(places, arrays={a.path: _fields(detector[a.path], read) for a in stored})
 
 
 def detector_path(dataset: str) -> str:
@@ -159,21 +241,38 @@ def detector_path(dataset: str) -> str:
     return "/".join(groups) if len(groups) > 1 else f"{groups[0]}/instrument/detector"
 
 
-def find_places(h5: h5py.File, dataset: str, read: Read) -> Places:
+def channel_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names under which channels can be stored: letters, digits and underscores, each once, none that means more."""
+    found: list[str] = []
+    for number, name in enumerate(names, 1):
+        name = _NOT_IN_NAMES.sub("_", name)[:_LONGEST_NAME] or f"channel_{number}"
+        unique, count = name, 1
+        while unique in found or unique in _TAKEN or unique.endswith(arrays.CHANNEL_GROUP):
+            count += 1
+            unique = f"{name}_{count}"
+        found.append(unique)
+    return tuple(found)
+
+
+def image_paths(dataset: str, channels: Sequence[str]) -> list[str]:
+    """Where the images are: one dataset, or one for each channel beside where that would be."""
+    return [f"{detector_path(dataset)}/{channel}" for channel in channels] or [dataset]
+
+
+def find_places(h5: h5py.File, of: Identity, read: Read) -> Places:
     """Where the changing fields of this file are; ConfigError or KeyError when something is not as we make it."""
-    detector = h5[detector_path(dataset)]
-
-    def fields(name: str) -> ArrayFields:
-        return h5fields.array_fields(read, h5py.h5o.get_info(detector[name].id).addr)
-
-    data = h5fields.array_fields(read, h5py.h5o.get_info(h5[dataset].id).addr) if dataset in h5 else None
+    detector = h5[detector_path(of.dataset)]
     return Places(
-        data=data,
-        columns={name: fields(name) for name in COLUMNS},
-        missing=fields("frames_missing"),
-        scalars=scalar_places(h5, dataset),
+        images=[_fields(h5[path], read) for path in of.images] if of.images[0] in h5 else [],
+        columns={name: _fields(detector[name], read) for name in ALL_COLUMNS if name in detector},
+        missing=_fields(detector["frames_missing"], read),
+        scalars=scalar_places(h5, of.dataset),
         block=int(detector["frame_status"].chunks[0]),
     )
+
+
+def _fields(array: h5py.Dataset, read: Read) -> ArrayFields:
+    return h5fields.array_fields(read, h5py.h5o.get_info(array.id).addr)
 
 
 def scalar_places(h5: h5py.File, dataset: str) -> dict[str, tuple[int, int]]:
@@ -194,13 +293,15 @@ def identity(h5: h5py.File) -> Identity:
         dataset, nframes = str(h5.attrs["series_file_dataset"]), int(h5.attrs["series_file_nframes"])
     except (KeyError, ValueError, TypeError) as exc:
         raise ConfigError(f"{h5.filename}: not a series file of this package") from exc
-    if form != FORMAT:
-        raise ConfigError(f"{h5.filename}: series file of format {form}, this version knows {FORMAT}: use a newer one")
+    if form not in FORMATS:
+        raise ConfigError(
+            f"{h5.filename}: series file of format {form}, this version knows {max(FORMATS)}: use a newer one"
+        )
     try:
-        part, spread = _part_of(h5), _spread_of(h5)
+        part, spread, channels = _part_of(h5), _spread_of(h5), _channels_of(h5)
     except (KeyError, ValueError, TypeError) as exc:
         raise ConfigError(f"{h5.filename}: what it says about its place among several files is damaged") from exc
-    return Identity(nonce, dataset, None if nframes < 0 else nframes, part, spread)
+    return Identity(nonce, dataset, None if nframes < 0 else nframes, part, spread, channels)
 
 
 def read_identity(path: Path) -> Identity | None:
@@ -222,6 +323,23 @@ def _spread_of(h5: h5py.File) -> Spread | None:
     if "series_file_parts" not in h5.attrs:
         return None
     return Spread(int(h5.attrs["series_file_parts"]), int(h5.attrs["series_file_frames_per_file"]))
+
+
+def _channels_of(h5: h5py.File) -> tuple[str, ...]:
+    channels = str(h5.attrs.get("series_file_channels", "")).split()
+    if any("/" in channel for channel in channels):
+        raise ValueError("a path, not a name")
+    return tuple(channels)
+
+
+def stored_layout(h5: h5py.File, of: Identity) -> ImageLayout | None:
+    """How the frames of this file are stored; None: there are none, and nobody said it."""
+    if of.images[0] not in h5:
+        return None
+    layout = layout_of(h5[of.images[0]])
+    if of.channels:
+        layout = replace(layout, modules=len(of.channels), channels=of.channels)
+    return replace(layout, times=all(name in h5[detector_path(of.dataset)] for name in TIME_COLUMNS))
 
 
 def layout_of(dataset: h5py.Dataset) -> ImageLayout:
@@ -267,13 +385,40 @@ def _tree(
     header: FileHeader,
     layout: ImageLayout | None,
     nonce: int,
-    arrays: Mapping[str, h5py.Dataset],
-    data: h5py.Dataset | None,
+    columns: Mapping[str, h5py.Dataset],
+    images: Sequence[h5py.Dataset],
+    stored: Sequence[arrays.Stored],
 ) -> None:
-    """Groups, links and all that is said once, around the arrays, which have no names yet."""
+    """Groups, links and all that is said once, around the datasets, which have no names yet."""
     path = [part for part in header.dataset.split("/") if part]
     groups = detector_path(header.dataset).split("/")
     plot_name = "data" if "data" not in path[1:2] else "plot"
+    _root_attributes(h5, header, layout, nonce)
+    entry = _group(h5, path[0], "NXentry", default=plot_name)
+    _entry(entry, header)
+    for depth in range(2, len(groups)):
+        _group(h5, "/".join(groups[:depth]), "NXinstrument" if depth == 2 else "NXcollection")
+    detector = _group(h5, "/".join(groups), "NXdetector")
+    for name, column in columns.items():
+        detector[name] = column
+    plot = _group(entry, plot_name, "NXdata")
+    arrays.add(detector, header, layout, stored)
+    if layout is not None:
+        _link_images(h5, "/".join(path), plot, layout.channels, images)
+        plot.attrs["signal"] = layout.channels[0] if layout.channels else "data"
+        if len(layout.channels) > 1:
+            plot.attrs["auxiliary_signals"] = list(layout.channels[1:])
+        if placement := assembled.placement_of(header, layout):
+            masked = any(a.path == arrays.MASK and a.shape == placement.full_shape for a in stored)
+            assembled.add(h5["/".join(path)], detector, plot, placement, masked)
+    _detector(detector, header)
+    _channels(detector, header, layout)
+    put_json(_group(detector, "header", "NXcollection"), header.metadata)
+
+
+def _root_attributes(h5: h5py.File, header: FileHeader, layout: ImageLayout | None, nonce: int) -> None:
+    path = [part for part in header.dataset.split("/") if part]
+    channels, times = (layout.channels, layout.times) if layout is not None else ((), False)
     h5.attrs.update(
         {
             "NX_class": "NXroot",
@@ -281,32 +426,41 @@ def _tree(
             "file_name": _text(header.filename),
             "file_time": iso_time(header.start_time),
             "creator": f"{PROGRAM} {__version__}",
-            "series_file_format": FORMAT,
+            "series_file_format": FORMATS[len(channels) > 1 or times],
             "series_file_nonce": np.uint64(nonce),
             "series_file_dataset": "/".join(path),
             "series_file_nframes": -1 if header.nframes is None else header.nframes,
         }
     )
+    if channels:
+        h5.attrs["series_file_channels"] = " ".join(channels)
     if header.part is not None:
         h5.attrs["series_file_set"] = np.uint64(header.part.of)
         h5.attrs["series_file_first"], h5.attrs["series_file_step"] = header.part.first, header.part.step
-    entry = _group(h5, path[0], "NXentry", default=plot_name)
-    _entry(entry, header)
-    for depth in range(2, len(groups)):
-        _group(h5, "/".join(groups[:depth]), "NXinstrument" if depth == 2 else "NXcollection")
-    detector = _group(h5, "/".join(groups), "NXdetector")
-    for name, array in arrays.items():
-        detector[name] = array
-    plot = _group(entry, plot_name, "NXdata")
-    if data is not None:
-        h5["/".join(path)] = plot["data"] = data
-        if path[:-1] != groups:
-            detector["data"] = data
-        plot.attrs["signal"] = "data"
-        if placement := assembled.placement_of(header, layout):
-            assembled.add(h5["/".join(path)], detector, plot, placement)
-    _detector(detector, header)
-    put_json(_group(detector, "header", "NXcollection"), header.metadata)
+
+
+def _link_images(
+    h5: h5py.File, dataset: str, plot: h5py.Group, channels: Sequence[str], images: Sequence[h5py.Dataset]
+) -> None:
+    """Put the images under all their names; what has one of these goes."""
+    for group, name, image in _image_names(h5, dataset, plot, channels, images):
+        if name in group:
+            del group[name]
+        group[name] = image
+
+
+def _image_names(
+    h5: h5py.File, dataset: str, plot: h5py.Group, channels: Sequence[str], images: Sequence[h5py.Dataset]
+) -> Iterator[tuple[h5py.Group, str, h5py.Dataset]]:
+    """Their own, those in the default plot, and `data` for the first of several channels."""
+    first, parent = images[0], detector_path(dataset)
+    yield h5, dataset, first
+    yield plot, "data", first
+    if channels or dataset.rpartition("/")[0] != parent:
+        yield h5[parent], "data", first
+    for channel, image in zip(channels, images, strict=False):
+        yield h5[parent], channel, image
+        yield plot, channel, image
 
 
 def _group(parent: h5py.Group, name: str, nx_class: str, **attributes: str) -> h5py.Group:
@@ -325,8 +479,7 @@ def _entry(entry: h5py.Group, header: FileHeader) -> None:
 
 
 def _detector(group: h5py.Group, header: FileHeader) -> None:
-    part = header.metadata.get("detector")
-    sources = [part if isinstance(part, Mapping) else {}, header.metadata]
+    sources = _sources(header)
     for name, (keys, attributes) in _NUMBERS.items():
         if (number := _first(sources, keys, Real)) is not None:
             group[name] = float(number)
@@ -334,11 +487,34 @@ def _detector(group: h5py.Group, header: FileHeader) -> None:
     for name, texts in _TEXTS.items():
         if (value := _first(sources, texts, str | int)) is not None:
             group[name] = _text(value)
+    for name, flags in _FLAGS.items():
+        if (flag := next((s[key] for s in sources for key in flags if isinstance(s.get(key), bool)), None)) is not None:
+            group[name] = flag
     for name, meaning in _COUNTS.items():
         expected = -1 if header.nframes is None else header.nframes
         _early(group, name, np.dtype("<i8"), expected if name == "frames_expected" else 0)
         group[name].attrs["description"] = meaning
     _early(group, "end_reason", h5py.string_dtype("utf-8", REASON_SIZE), NOT_CLOSED.encode())
+
+
+def _channels(detector: h5py.Group, header: FileHeader, layout: ImageLayout | None) -> None:
+    """An NXdetector_channel for each channel, where there is something to say of it."""
+    for channel in layout.channels if layout is not None else ():
+        name, energy = f"{channel}{arrays.CHANNEL_GROUP}", None
+        for source in _sources(header):
+            if isinstance(energies := source.get("threshold_energy"), Mapping):
+                energy = energies.get(channel)
+        if name in detector or isinstance(energy, Real):
+            group = _group(detector, name, "NXdetector_channel")
+            if isinstance(energy, Real):
+                group["threshold_energy"] = float(energy)
+                group["threshold_energy"].attrs["units"] = "eV"
+
+
+def _sources(header: FileHeader) -> list[Mapping[str, Any]]:
+    """Where the metadata may have it: the `detector` part, or beside it."""
+    part = header.metadata.get("detector")
+    return [part if isinstance(part, Mapping) else {}, header.metadata]
 
 
 def _first(sources: Sequence[Mapping[str, Any]], keys: Sequence[str], kind: Any) -> Any:
@@ -350,24 +526,34 @@ def _first(sources: Sequence[Mapping[str, Any]], keys: Sequence[str], kind: Any)
     return None
 
 
-def _columns(h5: h5py.File, nframes: int | None) -> dict[str, h5py.Dataset]:
+def columns_of(layout: ImageLayout | None) -> dict[str, tuple[np.dtype, Any, dict[str, str]]]:
+    """The per-frame arrays of such frames."""
+    return ALL_COLUMNS if layout is not None and layout.times else COLUMNS
+
+
+def _columns(h5: h5py.File, layout: ImageLayout | None, nframes: int | None) -> dict[str, h5py.Dataset]:
     """The per-frame arrays and frames_missing, without a name yet."""
     block = BLOCK if nframes is None else max(1, min(nframes, BLOCK))
-    arrays = {}
-    for name, (dtype, fill, attributes) in COLUMNS.items():
-        arrays[name] = h5.create_dataset(
+    columns = {}
+    for name, (dtype, fill, attributes) in columns_of(layout).items():
+        columns[name] = h5.create_dataset(
             None, shape=(nframes or 0,), maxshape=(None,), chunks=(block,), dtype=dtype, fillvalue=fill
         )
-        arrays[name].attrs.update(attributes)
-    arrays["frames_missing"] = missing = h5.create_dataset(
+        columns[name].attrs.update(attributes)
+    columns["frames_missing"] = missing = h5.create_dataset(
         None, shape=(0, 2), maxshape=(None, 2), chunks=(RANGE_BLOCK, 2), dtype=MISSING_TYPE
     )
     missing.attrs["description"] = _MISSING_TEXT
-    return arrays
+    return columns
 
 
-def _images(h5: h5py.File, layout: ImageLayout, nframes: int) -> h5py.Dataset:
-    inner = (layout.modules, *layout.shape) if layout.modules > 1 else layout.shape
+def _images(h5: h5py.File, layout: ImageLayout, nframes: int) -> list[h5py.Dataset]:
+    """The datasets of images, without a name yet: one, or one for each channel."""
+    return [_image_dataset(h5, layout, nframes) for _ in layout.channels or [""]]
+
+
+def _image_dataset(h5: h5py.File, layout: ImageLayout, nframes: int) -> h5py.Dataset:
+    inner = (layout.modules, *layout.shape) if layout.axis else layout.shape
     # The filter's own set-up writes element size and version into the parameters, as any other writer would have it.
     filters: dict[str, Any] = {"bslz4": dict(hdf5plugin.Bitshuffle(cname="lz4")), "lz4": dict(hdf5plugin.LZ4())}.get(
         layout.codec, {}
@@ -393,14 +579,15 @@ def build_master(
     sources: Sequence[Source],
     length: int,
     books: Books | None = None,
+    stored: Sequence[arrays.Stored] = (),
 ) -> tuple[bytes, int]:
     """The whole image of a master file that shows these files, and where frames_received is in it.
 
     `length` frames at least; growing sources may show more. `books`: it is closed with them."""
     with _in_memory(nonce) as h5:
-        arrays, data = _virtual_arrays(h5, header.dataset, layout, sources, length)
-        arrays["frames_missing"] = _missing_ranges(h5, books.missing if books else ())
-        _tree(h5, header, layout, nonce, arrays, data)
+        columns, images = _virtual_arrays(h5, header.dataset, layout, sources, length)
+        columns["frames_missing"] = _missing_ranges(h5, books.missing if books else ())
+        _tree(h5, header, layout, nonce, columns, images, stored)
         h5.attrs["series_file_parts"], h5.attrs["series_file_frames_per_file"] = spread.parts, spread.frames_per_file
         return _with_books(h5, header.dataset, books)
 
@@ -412,28 +599,16 @@ def rebuild_master(
     with _in_memory(nonce, image) as h5:
         dataset = identity(h5).dataset
         detector = h5[detector_path(dataset)]
-        arrays, data = _virtual_arrays(h5, dataset, layout, sources, length)
+        columns, images = _virtual_arrays(h5, dataset, layout, sources, length)
         if books is not None:
-            arrays["frames_missing"] = _missing_ranges(h5, books.missing)
-        for name, array in arrays.items():
-            _replace(detector, name, array)
-        if data is not None:
-            _replace_images(h5, dataset, data)
+            columns["frames_missing"] = _missing_ranges(h5, books.missing)
+        for name, column in columns.items():
+            del detector[name]
+            detector[name] = column
+        if layout is not None:
+            entry = h5[dataset.split("/")[0]]
+            _link_images(h5, dataset, entry[entry.attrs["default"]], layout.channels, images)
         return _with_books(h5, dataset, books)
-
-
-def _replace_images(h5: h5py.File, dataset: str, data: h5py.Dataset) -> None:
-    """Under each of their names; whole images made of modules follow by themselves."""
-    entry = h5[dataset.split("/")[0]]
-    detector, plot = h5[detector_path(dataset)], entry[entry.attrs["default"]]
-    for group, name in ((h5, dataset), (plot, "data"), (detector, "data")):
-        if name in group:
-            _replace(group, name, data)
-
-
-def _replace(group: h5py.Group, name: str, array: h5py.Dataset) -> None:
-    del group[name]
-    group[name] = array
 
 
 def _in_memory(nonce: int, image: bytes | None = None) -> h5py.File:
@@ -459,20 +634,22 @@ def _with_books(h5: h5py.File, dataset: str, books: Books | None) -> tuple[bytes
 
 def _virtual_arrays(
     h5: h5py.File, dataset: str, layout: ImageLayout | None, sources: Sequence[Source], length: int
-) -> tuple[dict[str, h5py.Dataset], h5py.Dataset | None]:
+) -> tuple[dict[str, h5py.Dataset], list[h5py.Dataset]]:
     """Per-frame arrays and images over these files, without a name yet."""
     detector = detector_path(dataset)
     length = max([length, *(s.first + s.step * (s.length - 1) + 1 for s in sources if s.length)])
-    arrays = {}
-    for name, (dtype, fill, attributes) in COLUMNS.items():
-        arrays[name] = _virtual(h5, sources, f"{detector}/{name}", (length,), dtype, fill)
-        arrays[name].attrs.update(attributes)
+    columns = {}
+    for name, (dtype, fill, attributes) in columns_of(layout).items():
+        columns[name] = _virtual(h5, sources, f"{detector}/{name}", (length,), dtype, fill)
+        columns[name].attrs.update(attributes)
     if layout is None:
-        return arrays, None
-    inner = (layout.modules, *layout.shape) if layout.modules > 1 else layout.shape
-    data = _virtual(h5, sources, dataset, (length, *inner), np.dtype(layout.dtype), 0)
-    data.attrs["interpretation"] = "image"
-    return arrays, data
+        return columns, []
+    inner = (layout.modules, *layout.shape) if layout.axis else layout.shape
+    images = []
+    for path in image_paths(dataset, layout.channels):
+        images.append(_virtual(h5, sources, path, (length, *inner), np.dtype(layout.dtype), 0))
+        images[-1].attrs["interpretation"] = "image"
+    return columns, images
 
 
 def _virtual(

@@ -1,8 +1,8 @@
 """What a series is made of, and the form of one record in its file: header, payload, trailer. Pure.
 
-Every record begins at a multiple of 64 bytes: a header of 64 bytes, the payload (exactly the HDF5 chunk), a trailer
-of 8, zeros up to the next multiple. The trailer repeats the header's CRC and is written last: without it the record
-was torn.
+Every record begins at a multiple of 64 bytes: a header of 64 bytes, the payload (exactly the HDF5 chunk), 16 bytes of
+times where a flag says so, a trailer of 8, zeros up to the next multiple. The trailer has the header's CRC, continued
+over the times, and is written last: without it the record was torn.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import StreamError
 from .protocol import Array, Buffer, Times
@@ -28,7 +29,9 @@ HEADER_SIZE = 64
 TRAILER_SIZE = 8
 OVERHEAD = HEADER_SIZE + TRAILER_SIZE
 HIGHEST_FRAME = 1 << 40
-PAYLOAD_CRC = 1  # flag: `payload_crc` holds the CRC-32 of the payload
+TIMES_SIZE = 16
+# Flags: `payload_crc` holds the CRC-32 of the payload; its times stand between payload and trailer.
+PAYLOAD_CRC, TIMES_FOLLOW = 1, 2
 
 #: After magic and header CRC: file's nonce, frame, serial, timestamp, arrived, size, payload CRC, module, filter mask,
 #: dataset (0: the images), status, flags, version.
@@ -53,6 +56,9 @@ HEADER = np.dtype(
         ("version", "u1"),
     ]
 )
+TIMES = np.dtype([("stop", "<f8"), ("real", "<f8")])
+_pack_times = struct.Struct("<dd").pack
+NO_TIMES = _pack_times(nan, nan)
 _PADS = [bytes(n) for n in range(ALIGN)]
 
 MISSING, WRITTEN, INCOMPLETE = 0, 1, 2
@@ -151,23 +157,35 @@ def aligned(size: int) -> int:
     return (size + ALIGN - 1) & -ALIGN
 
 
-def record_size(payload: int) -> int:
-    return (payload + OVERHEAD + ALIGN - 1) & -ALIGN
+def record_size(payload: int, flags: int = 0) -> int:
+    return (payload + tail_size(flags) + HEADER_SIZE + ALIGN - 1) & -ALIGN
+
+
+def tail_size(flags: int) -> int:
+    """Bytes of times, if any, and trailer."""
+    return TRAILER_SIZE + TIMES_SIZE if flags & TIMES_FOLLOW else TRAILER_SIZE
+
+
+def record_sizes(headers: NDArray) -> NDArray[np.uint64]:
+    """Of the records with these headers."""
+    times = (headers["flags"] & TIMES_FOLLOW).astype(bool) * np.uint64(TIMES_SIZE)
+    return (headers["size"] + times + np.uint64(OVERHEAD + ALIGN - 1)) & ~np.uint64(ALIGN - 1)
 
 
 def pack(
     records: Sequence[Record], layout: ImageLayout, nonce: int, payload_crc: bool = False
-) -> tuple[list[Buffer], bytes, int, int]:
+) -> tuple[list[Buffer], bytes, bytes, int, int]:
     """The buffers of these records (header, payload, trailer with padding of each), the headers behind each other, the
-    bytes in all and those of the payloads.
+    times likewise (none where the layout has none), the bytes in all and those of the payloads.
 
     StreamError when a number or a payload does not fit the layout. Runs once for each frame: it is spelled out."""
     buffers: list[Buffer] = []
     headers: list[bytes] = []
+    all_times: list[bytes] = []
     total = payload = flags = data_crc = 0
     exact = layout.chunk_bytes if layout.codec == "none" else 0
-    modules = layout.modules
-    for frame, module, data, serial, timestamp, arrived, status, _ in records:
+    modules, with_times = layout.modules, layout.times
+    for frame, module, data, serial, timestamp, arrived, status, times in records:
         size = len(data) if type(data) is bytes else memoryview(data).nbytes
         if size != exact and (exact or not 0 < size < 1 << 32):
             raise StreamError(f"frame {frame}: {size} bytes of data do not make a chunk of {exact or '> 0'} bytes")
@@ -175,21 +193,29 @@ def pack(
             raise StreamError(f"frame {frame}, module {module}: no such place ({modules} modules)")
         if payload_crc:
             flags, data_crc = PAYLOAD_CRC, crc32(data)
+        behind = b""
         try:
+            if with_times:
+                flags &= ~TIMES_FOLLOW
+                if times is not None:
+                    flags, behind = flags | TIMES_FOLLOW, _pack_times(*times)
+                all_times.append(behind or NO_TIMES)
             # fmt: off
             body = _pack_body(nonce, frame, serial, timestamp, arrived, size, data_crc, module, 0, 0, status, flags,
                               VERSION)
             # fmt: on
-        except struct.error as exc:
+        except (struct.error, TypeError) as exc:
             raise StreamError(f"frame {frame}, module {module}: cannot be stored: {exc}") from exc
-        crc = crc32(body).to_bytes(4, "little")
-        header = MAGIC + crc + body
-        trailer = END_MAGIC + crc + _PADS[-(size + OVERHEAD) & 63]
+        crc = crc32(body)
+        header = MAGIC + crc.to_bytes(4, "little") + body
+        if behind:
+            crc = crc32(behind, crc)
+        trailer = behind + END_MAGIC + crc.to_bytes(4, "little") + _PADS[-(size + OVERHEAD + len(behind)) & 63]
         buffers += (header, data, trailer)
         headers.append(header)
         payload += size
         total += HEADER_SIZE + size + len(trailer)
-    return buffers, b"".join(headers), total, payload
+    return buffers, b"".join(headers), b"".join(all_times), total, payload
 
 
 def header_is_sound(header: bytes, nonce: int) -> bool:
@@ -202,6 +228,6 @@ def header_is_sound(header: bytes, nonce: int) -> bool:
     )
 
 
-def trailer_of(header: bytes) -> bytes:
-    """The 8 bytes that must follow the payload."""
-    return END_MAGIC + header[4:8]
+def trailer_of(header: bytes, times: bytes = b"") -> bytes:
+    """The 8 bytes that must follow the payload, or these times behind it."""
+    return END_MAGIC + crc32(times, int.from_bytes(header[4:8], "little")).to_bytes(4, "little")

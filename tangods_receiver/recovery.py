@@ -22,8 +22,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from . import codecs, h5fields, nexus
-from .catalogue import Catalogue, missing_writes
+from . import arrays, codecs, h5fields, nexus
+from .catalogue import TIME_FIELDS, Catalogue, missing_writes
+from .chunkindex import runs
 from .errors import ConfigError, StreamError, WriteError
 from .records import (
     ALIGN,
@@ -32,13 +33,16 @@ from .records import (
     INCOMPLETE,
     MAGIC,
     MISSING,
+    NO_TIMES,
     PAYLOAD_CRC,
+    TIMES,
     TRAILER_SIZE,
     Books,
     ImageLayout,
     aligned,
     header_is_sound,
     record_size,
+    tail_size,
     trailer_of,
 )
 from .seriesfile import write_all
@@ -82,9 +86,11 @@ class Report:
 
 @dataclass(frozen=True)
 class _Scan:
-    """All whole records of a file: their headers, where their payloads are, the end of the last; how many were torn."""
+    """All whole records of a file: their headers and times, where their payloads are, the end of the last; how many
+    were torn."""
 
     headers: NDArray
+    times: NDArray
     addresses: NDArray[np.uint64]
     end: int
     torn: int
@@ -138,11 +144,13 @@ def check(path: Path | str, progress: Progress | None = None) -> Report:
         problems = _end_problems(fd, known, live)
         with _h5(path) as h5:
             # Before the records are looked for: while the file is being written these may become more, never fewer.
-            index = _index(h5[known.identity.dataset], known.layout.modules) if known.layout else _NO_INDEX
+            index = _index(_datasets(h5, known), known.layout) if known.layout else _NO_INDEX
             scan = _scan(fd, known.identity.nonce)
             problems += _index_problems(fd, h5, known, scan, index, live, progress)
+            problems += _array_problems(h5, known)
             if not live:
                 problems += _book_problems(h5, known, scan)
+                problems += _time_problems(h5, known, scan)
         return _report(path, fd, known, problems, scan)
 
 
@@ -191,13 +199,13 @@ def _known(path: Path, fd: int) -> _Known:
 
 def _read_tree(h5: h5py.File, fd: int) -> _Known:
     identity = nexus.identity(h5)
-    places = nexus.find_places(h5, identity.dataset, lambda offset, size: os.pread(fd, size, offset))
-    data = h5.get(identity.dataset)
+    layout = nexus.stored_layout(h5, identity)
+    datasets = [h5[path] for path in identity.images] if layout else []
     return _Known(
         identity=identity,
-        places=places,
-        layout=nexus.layout_of(data) if data is not None else None,
-        length=max(len(a) for a in (h5[nexus.detector_path(identity.dataset)]["frame_status"], data) if a is not None),
+        places=nexus.find_places(h5, identity, lambda offset, size: os.pread(fd, size, offset)),
+        layout=layout,
+        length=max(len(a) for a in (h5[nexus.detector_path(identity.dataset)]["frame_status"], *datasets)),
         closed=bool(h5[identity.dataset.split("/")[0]]["end_time"][()].strip(b"\0")),
     )
 
@@ -217,7 +225,7 @@ def lock_exclusive(fd: int, path: Path) -> None:
 
 def _scan(fd: int, nonce: int, progress: Progress | None = None) -> _Scan:
     """Walk through the records; where there is none, look for the next magic, skipping holes of sparse files."""
-    headers, addresses = bytearray(), array("Q")
+    headers, times, addresses = bytearray(), bytearray(), array("Q")
     offset = end = torn = 0
     size = os.fstat(fd).st_size
     while (header_at := _next_magic(fd, offset, size)) is not None:
@@ -225,18 +233,27 @@ def _scan(fd: int, nonce: int, progress: Progress | None = None) -> _Scan:
         offset = header_at + ALIGN
         if not header_is_sound(header, nonce):
             continue
-        payload = int.from_bytes(header[48:52], "little")
-        if os.pread(fd, TRAILER_SIZE, header_at + HEADER_SIZE + payload) != trailer_of(header):
+        payload, flags = int.from_bytes(header[48:52], "little"), header[62]
+        tail = os.pread(fd, tail_size(flags), header_at + HEADER_SIZE + payload)
+        own_times = tail[:-TRAILER_SIZE]
+        if tail[-TRAILER_SIZE:] != trailer_of(header, own_times):
             torn += 1
             continue
         headers += header
+        times += own_times or NO_TIMES
         addresses.append(header_at + HEADER_SIZE)
-        offset = end = header_at + record_size(payload)
+        offset = end = header_at + record_size(payload, flags)
         if progress and not len(addresses) % 1000:
             progress(offset, size)
     if progress:
         progress(size, size)
-    return _Scan(np.frombuffer(bytes(headers), HEADER), np.array(addresses, np.uint64), end, torn)
+    return _Scan(
+        np.frombuffer(bytes(headers), HEADER),
+        np.frombuffer(bytes(times), TIMES),
+        np.array(addresses, np.uint64),
+        end,
+        torn,
+    )
 
 
 def _next_magic(fd: int, offset: int, size: int) -> int | None:
@@ -288,7 +305,7 @@ def _mend(fd: int, known: _Known, scan: _Scan) -> tuple[int, list[tuple[int, int
     )  # 0: all lengths are written, a kill may have come between them
     catalogue.extend(known.length)
     if known.layout is not None:
-        catalogue.add(scan.headers, scan.addresses)
+        catalogue.add(scan.headers, scan.addresses, scan.times if known.layout.times else None)
     for offset, data in catalogue.writes(place, last=True):
         write_all(fd, [data], offset)
     frames = np.unique(scan.headers["frame"])
@@ -386,7 +403,8 @@ def _index_problems(
     """The index against the records, and each frame decoded; `live`: not all records are in the index yet."""
     if known.layout is None:
         return ["there are records, but no images"] if len(scan.headers) else []
-    data, modules = h5[known.identity.dataset], known.layout.modules
+    datasets, modules = _datasets(h5, known), known.layout.modules
+    length = min(map(len, datasets))
     recorded = scan.headers["frame"].astype(np.int64) * modules + scan.headers["module"]
     indexed, addresses, sizes = index
     unindexed = np.setdiff1d(recorded, indexed)
@@ -394,7 +412,7 @@ def _index_problems(
     problems += _some("chunk in the index has no record", np.setdiff1d(indexed, recorded), modules)
     both, _, at = np.intersect1d(recorded, indexed, return_indices=True)
     if live:  # chunks come before the length
-        both, at = both[both < len(data) * modules], at[both < len(data) * modules]
+        both, at = both[both < length * modules], at[both < length * modules]
     order = np.argsort(scan.addresses)
     nearest = order[np.searchsorted(scan.addresses, addresses[at], sorter=order).clip(max=len(order) - 1)]
     # A repeated frame has several records: the index must point at one of them, with its size.
@@ -402,19 +420,27 @@ def _index_problems(
     right &= (scan.headers["size"][nearest] == sizes[at]) & (recorded[nearest] == both)
     problems += _some("index does not point at a record of it", both[~right], modules)
     problems += _some("payload differs from its checksum", recorded[_bad_payloads(fd, scan)], modules)
-    return problems + _some("cannot be decoded", _undecodable(data, both, modules, progress), modules)
+    return problems + _some("cannot be decoded", _undecodable(datasets, both, known.layout, progress), modules)
 
 
-def _index(data: h5py.Dataset, modules: int) -> _Index:
+def _datasets(h5: h5py.File, known: _Known) -> list[h5py.Dataset]:
+    """Those of the images: one, or one for each channel."""
+    return [h5[path] for path in known.identity.images]
+
+
+def _index(datasets: Sequence[h5py.Dataset], layout: ImageLayout) -> _Index:
     """Position, address and size of every chunk that HDF5 finds, by position."""
     found = array("Q")
+    for channel, data in enumerate(datasets):
 
-    def note(chunk: h5py.h5d.StoreInfo) -> None:
-        at = chunk.chunk_offset
-        found.extend((at[0] * modules + (at[1] if data.ndim == 4 else 0), chunk.byte_offset, chunk.size))
+        def note(chunk: h5py.h5d.StoreInfo, channel: int = channel) -> None:
+            at = chunk.chunk_offset
+            module = at[1] if layout.axis else channel
+            found.extend((at[0] * layout.modules + module, chunk.byte_offset, chunk.size))
 
-    data.id.chunk_iter(note)
+        data.id.chunk_iter(note)
     table = np.array(found, np.uint64).reshape(-1, 3)
+    table = table[np.argsort(table[:, 0], kind="stable")]
     return table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
 
 
@@ -428,15 +454,18 @@ def _bad_payloads(fd: int, scan: _Scan) -> list[int]:
     return bad
 
 
-def _undecodable(data: h5py.Dataset, positions: NDArray, modules: int, progress: Progress | None) -> NDArray:
+def _undecodable(
+    datasets: Sequence[h5py.Dataset], positions: NDArray, layout: ImageLayout, progress: Progress | None
+) -> NDArray:
     bad = []
     for done, position in enumerate(positions.tolist(), 1):
-        frame, module = divmod(position, modules)
+        frame, module = divmod(position, layout.modules)
+        data = datasets[module if layout.channels else 0]
         try:
             if frame >= len(data):
                 bad.append(position)
             else:
-                _decode(data, (frame, module) if data.ndim == 4 else (frame,))
+                _decode(data, layout, (frame, module) if layout.axis else (frame,))
         except (OSError, RuntimeError, StreamError):
             bad.append(position)
         if progress and (not done % 100 or done == len(positions)):
@@ -444,9 +473,8 @@ def _undecodable(data: h5py.Dataset, positions: NDArray, modules: int, progress:
     return np.array(bad, np.int64)
 
 
-def _decode(data: h5py.Dataset, place: tuple[int, ...]) -> None:
+def _decode(data: h5py.Dataset, layout: ImageLayout, place: tuple[int, ...]) -> None:
     """Read this chunk. StreamError, OSError: it is damaged. HDF5's own filter may crash on a damaged one: not used."""
-    layout = nexus.layout_of(data)
     if layout.codec == "none":
         data[place]
     else:
@@ -457,7 +485,7 @@ def _decode(data: h5py.Dataset, place: tuple[int, ...]) -> None:
 def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
     """Whether the counts, the missing ranges and the per-frame arrays say what the records say."""
     group = h5[nexus.detector_path(known.identity.dataset)]
-    frames, modules = np.unique(scan.headers["frame"], return_counts=True)
+    frames, modules = _modules_of(scan)
     seen, status = statuses(group["frame_status"])
     problems = []
     if not np.array_equal(seen, frames):
@@ -467,8 +495,9 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
         return problems
     wanted = known.layout.modules if known.layout else 1
     incomplete = frames[modules < wanted] if wanted > 1 else frames[:0]
-    if not np.array_equal(seen[status == INCOMPLETE], incomplete):
-        problems.append(f"{len(incomplete)} frames lack modules, frame_status says otherwise")
+    told = np.union1d(incomplete, scan.headers["frame"][scan.headers["status"] == INCOMPLETE])
+    if not np.array_equal(seen[status == INCOMPLETE], told):
+        problems.append(f"{len(told)} frames lack modules or pixels, frame_status says otherwise")
     received, expected = int(group["frames_received"][()]), int(group["frames_expected"][()])
     if received not in (len(frames), len(frames) - len(incomplete)):
         problems.append(f"frames_received is {received}, there are {len(frames)}")
@@ -480,6 +509,54 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
             f"frames_missing lists {_ranges_text(listed) or 'none'}, it is {_ranges_text(gone[0]) or 'none'}"
         )
     return problems
+
+
+def _time_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
+    """Whether each frame has the times of one of its records."""
+    if known.layout is None or not known.layout.times:
+        return []
+    group, problems = h5[nexus.detector_path(known.identity.dataset)], []
+    frames = scan.headers["frame"].astype(np.int64)
+    for name, field_name in TIME_FIELDS.items():
+        told = scan.times[field_name]
+        there = np.isfinite(told)
+        wanted, values = frames[there], told[there]
+        odd = np.setdiff1d(wanted, wanted[_column(group[name], wanted) == values])
+        if len(odd):
+            problems.append(f"{name} does not fit the records for {len(odd)} frames: {_first(odd.tolist())}")
+    return problems
+
+
+def _column(dataset: h5py.Dataset, frames: NDArray) -> NDArray:
+    """Values of these frames, read block by block; NaN beyond the end."""
+    values, (size,) = np.full(len(frames), np.nan), dataset.chunks
+    order = np.argsort(frames)
+    for number, begin, end in runs(frames[order] // size):
+        block = dataset[number * size : (number + 1) * size]
+        at = order[begin:end]
+        at = at[frames[at] < number * size + len(block)]
+        values[at] = block[frames[at] - number * size]
+    return values
+
+
+def _array_problems(h5: h5py.File, known: _Known) -> list[str]:
+    """Whether the arrays of the start message can be read; links to those of another file are its business."""
+    detector, problems = h5[nexus.detector_path(known.identity.dataset)], []
+    groups = [detector, *(detector.get(f"{channel}{arrays.CHANNEL_GROUP}") for channel in known.identity.channels)]
+    for group in filter(None, groups):
+        for name in arrays.NAMES:
+            if name in group and isinstance(group.get(name, getlink=True), h5py.HardLink):
+                try:
+                    arrays.read(group[name])
+                except (OSError, RuntimeError, StreamError) as exc:
+                    problems.append(f"{group.name}/{name} cannot be read: {exc}")
+    return problems
+
+
+def _modules_of(scan: _Scan) -> tuple[NDArray, NDArray]:
+    """The frames, and how many modules of each there are; records that say the same twice count once."""
+    numbers = scan.headers["frame"].astype(np.int64) << 16 | scan.headers["module"]
+    return np.unique(np.unique(numbers) >> 16, return_counts=True)
 
 
 def statuses(dataset: h5py.Dataset) -> tuple[NDArray, NDArray]:

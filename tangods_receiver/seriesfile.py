@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
@@ -19,10 +20,22 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from . import h5fields, nexus
+from . import arrays, h5fields, nexus
 from .catalogue import Catalogue, Write, missing_cost, missing_writes
 from .errors import StreamError, WriteError
-from .records import HEADER, HEADER_SIZE, Books, FileHeader, ImageLayout, Record, aligned, record_size
+from .records import (
+    HEADER,
+    HEADER_SIZE,
+    TIMES,
+    TIMES_FOLLOW,
+    Books,
+    FileHeader,
+    ImageLayout,
+    Record,
+    aligned,
+    record_size,
+    record_sizes,
+)
 from .writing import Packed, PythonPacked, punch_hole, write_all
 
 __all__ = ["Books", "FileHeader", "ImageLayout", "Record", "SeriesFile", "write_all"]
@@ -55,14 +68,15 @@ _ADVICE = {
 
 
 class _Batch:
-    """Records of one `append`: where they lie, their headers behind each other, the leaves and blocks that indexing
-    them touches, and the bytes that this takes at most."""
+    """Records of one `append`: where they lie, their headers and their times behind each other, the leaves and blocks
+    that indexing them touches, and the bytes that this takes at most."""
 
-    __slots__ = ("start", "headers", "leaves", "blocks", "cost")
+    __slots__ = ("start", "headers", "times", "leaves", "blocks", "cost")
 
-    def __init__(self, headers: bytes, leaves: set[int], blocks: set[int]) -> None:
+    def __init__(self, packed: PythonPacked, leaves: set[int], blocks: set[int]) -> None:
         self.start = self.cost = 0
-        self.headers, self.leaves, self.blocks = headers, leaves, blocks
+        self.headers, self.times = packed.headers, packed.times
+        self.leaves, self.blocks = leaves, blocks
 
 
 class SeriesFile:
@@ -139,8 +153,9 @@ class SeriesFile:
 
     def _lay_out(self) -> None:
         """Write the tree, with the end of file beyond all that is expected, and keep space for the index."""
+        stored = nexus.stored_arrays(self._header, self.layout)
         try:
-            image, self._places = nexus.build(self._header, self.layout, self._nonce)
+            image, self._places = nexus.build(self._header, self.layout, self._nonce, stored)
         except (ValueError, TypeError) as exc:
             raise StreamError(f"frames of {self.layout} cannot be stored in HDF5: {exc}") from exc
         self._catalogue = Catalogue(self._places, self.layout, self._header.nframes or 0, self._header.part)
@@ -149,13 +164,25 @@ class SeriesFile:
         self._size = self._eof = 0
         self._reserve = self._reserve_end = 0
         self._committed_end = self._end
-        self._extend(_horizon(self._header.nframes, self.layout, self._end), at_least=self._end + 2 * FIRST_RESERVE)
+        first_end = self._end + sum(arrays.most_bytes(array) for array in stored)
+        self._extend(_horizon(self._header.nframes, self.layout, first_end), at_least=first_end + 2 * FIRST_RESERVE)
         self._eof = self._size
-        field = slice(h5fields.END_OF_FILE, h5fields.END_OF_FILE + 8)
         start = bytearray(image)
-        start[field] = self._size.to_bytes(8, "little")
+        start[h5fields.END_OF_FILE : h5fields.END_OF_FILE + 8] = self._size.to_bytes(8, "little")
+        if self._places.arrays:
+            self._write_arrays(stored, start)
         write_all(self._fd, [start], 0)
         self._keep_reserve()
+        if self.layout is not None:
+            self._header = replace(self._header, arrays={})  # they may be large
+
+    def _write_arrays(self, stored: Sequence[arrays.Stored], start: bytearray) -> None:
+        """Behind the tree, which they become a part of."""
+        for offset, data in arrays.writes(stored, self._places.arrays, lambda size: self._take(aligned(size))):
+            if offset < len(start):
+                start[offset : offset + len(data)] = data
+            else:
+                write_all(self._fd, [data], offset)
 
     def append(self, records: Sequence[Record]) -> int:
         """Write these records behind each other in one go; returns the bytes of their payloads.
@@ -207,9 +234,12 @@ class SeriesFile:
             raise WriteError(f"{self.path}: the shape of the frames was not defined before the first was written")
         packed = Packed(records, layout, self._nonce, self.payload_crc)
         modules, block = layout.modules, self._places.block
-        leaves = {record[0] * modules + record[1] >> _LEAF for record in records}
+        if layout.channels:
+            leaves = {record[1] << 48 | record[0] >> _LEAF for record in records}
+        else:
+            leaves = {record[0] * modules + record[1] >> _LEAF for record in records}
         blocks = {record[0] // block for record in records}
-        return packed, _Batch(packed.headers, leaves, blocks)
+        return packed, _Batch(packed, leaves, blocks)
 
     def _expect(self, batch: _Batch) -> None:
         """Make sure that the index of these records will have space too; OSError when it has not.
@@ -269,7 +299,7 @@ class SeriesFile:
     def _erase(self, batch: _Batch) -> None:
         """Take back a batch that failed: no recovery finds what the books call lost, and a full disk has room again."""
         headers = np.frombuffer(batch.headers, HEADER)
-        sizes = [record_size(size) for size in headers["size"].tolist()]
+        sizes = record_sizes(headers).tolist()
         try:
             if punch_hole(self._fd, batch.start, sum(sizes)):
                 return
@@ -297,7 +327,8 @@ class SeriesFile:
             self._leaves, self._blocks = set(), set()
         if done:
             headers, addresses = _located(done)
-            self._catalogue.add(headers, addresses)
+            times = np.frombuffer(b"".join([batch.times for batch in done]), TIMES)
+            self._catalogue.add(headers, addresses, times if len(times) else None)
         self._todo += self._horizon_writes()
         self._todo += self._catalogue.writes(self._place, last)
         with self._lock:
@@ -428,7 +459,7 @@ def _located(batches: Iterable[_Batch]) -> tuple[NDArray, NDArray[np.uint64]]:
     """All headers of these batches, and where their payloads are."""
     headers = np.frombuffer(b"".join([batch.headers for batch in batches]), HEADER)
     counts = [len(batch.headers) // HEADER_SIZE for batch in batches]
-    sizes = (headers["size"].astype(np.uint64) + np.uint64(HEADER_SIZE + 8 + 63)) & ~np.uint64(63)
+    sizes = record_sizes(headers)
     before = np.cumsum(sizes) - sizes  # as if all batches lay behind each other
     firsts = np.cumsum(counts) - counts
     shift = np.array([batch.start for batch in batches], np.uint64) - before[firsts]  # wraps, and back below
@@ -441,7 +472,7 @@ def _horizon(nframes: int | None, layout: ImageLayout | None, end: int) -> int:
         return end + UNKNOWN
     chunk = layout.chunk_bytes
     largest = chunk if layout.codec == "none" else chunk + chunk // 64 + 4096  # incompressible
-    return end + nframes * layout.modules * (record_size(largest) + 256) * 9 // 8 + MARGIN
+    return end + nframes * layout.modules * (record_size(largest, TIMES_FOLLOW) + 256) * 9 // 8 + MARGIN
 
 
 def _beside(path: Path, nonce: int) -> Path:

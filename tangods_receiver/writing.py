@@ -49,10 +49,12 @@ def _unwritten(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
 class PythonPacked:
     """Records ready to be written behind each other; StreamError when one does not fit the layout.
 
-    `headers` behind each other; `total` bytes with headers and trailers, `payload` bytes without."""
+    `headers` behind each other, and so `times` where the layout has them; `total` bytes with headers and trailers,
+    `payload` bytes without."""
 
     def __init__(self, records: Sequence[Record], layout: ImageLayout, nonce: int, payload_crc: bool = False) -> None:
-        self._buffers, self.headers, self.total, self.payload = pack(records, layout, nonce, payload_crc)
+        packed = pack(records, layout, nonce, payload_crc)
+        self._buffers, self.headers, self.times, self.total, self.payload = packed
 
     def write(self, fd: int, offset: int) -> None:
         """All of it, once; OSError."""

@@ -18,7 +18,7 @@ MODULES = {
 }
 RIM = ("device", "receiver", "tango_edge", "cli", "demo", "register", "localtango")  # modules that may know Tango
 # Modules that may know h5py: nothing of a frame's way.
-READ_FILES = ("nexus", "masters", "assembled", "assemble", "recovery", "h5fields", "demo", "tables")
+READ_FILES = ("nexus", "arrays", "masters", "assembled", "assemble", "recovery", "h5fields", "demo", "tables")
 OURS = ("tangods_receiver", "tangods_detector")
 
 

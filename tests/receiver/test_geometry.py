@@ -371,7 +371,7 @@ def test_whatever_is_said_there_is_a_file(tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("any") / "a.h5"
     path.write_bytes(image_bytes)
     with h5py.File(path) as h5:
-        assert places.data and h5["entry/data"].attrs["signal"] in h5["entry/data"]
+        assert places.images and h5["entry/data"].attrs["signal"] in h5["entry/data"]
 
 
 def test_one_module_has_no_geometry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -386,7 +386,7 @@ def test_fields_never_straddle(modules: int, nframes: int | None) -> None:
     layout = ImageLayout((4, 8), "uint16", "bslz4", modules)
     metadata = {"x": [10 * m for m in range(modules)], "y": [0] * modules}
     image_bytes, places = nexus.build(header(nframes, **metadata), layout, 5)
-    assert not places.torn() and places.data is not None
+    assert not places.torn() and places.images
     assert len(image_bytes) < 60_000 + 600 * modules
 
 

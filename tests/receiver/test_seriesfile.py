@@ -382,7 +382,7 @@ def test_no_field_is_read_half_changed(tmp_path: Path, layout: ImageLayout | Non
         file = SeriesFile.create(
             tmp_path / f"{n}.h5", header(nframes, label=label, detector={"description": label}), layout
         )
-        arrays = [*file._places.columns.values(), file._places.missing, *filter(None, [file._places.data])]
+        arrays = [*file._places.columns.values(), file._places.missing, *file._places.images]
         assert len(arrays) == 6 + (layout is not None)
         for field in (f for a in arrays for f in (a.root, a.length)):
             assert field // 64 == (field + 7) // 64
