@@ -1,0 +1,502 @@
+"""Dectris stream V2: messages as a control unit sends them, and as none should, up to the file."""
+
+import random
+
+import cbor2
+import h5py
+import numpy as np
+import pytest
+import zmq
+from cbor2 import CBORTag
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tangods_receiver import codecs
+from tangods_receiver.errors import StreamError
+from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, dectris2
+from tangods_receiver.protocol.dectris2 import decode
+from tangods_receiver.recovery import check
+from tests.receiver import dectris2_messages as v2
+from tests.receiver.dectris2_messages import THRESHOLDS
+from tests.receiver.streaming import DATASET, Sender, running, wait_closed, wait_opened
+from tests.waiting import wait_for
+
+SHAPE = (6, 10)
+TYPES = ("uint8", "uint16", "uint32")
+GROUP = "entry/instrument/detector"
+
+
+def image(number, channel=0, dtype="uint16", shape=SHAPE):
+    """Pixels that tell which they are."""
+    return (np.arange(np.prod(shape)).reshape(shape) + 7 * number + 101 * channel).astype(dtype)
+
+
+def images(number, channels, dtype="uint16", shape=SHAPE):
+    return {name: image(number, k, dtype, shape) for k, name in enumerate(THRESHOLDS[:channels])}
+
+
+def pixels(frame):
+    """Of all its modules."""
+    return [codecs.decompress(frame.codec, part, frame.shape, frame.dtype) for part in (frame.data, *frame.more)]
+
+
+def started(message):
+    found = decode(message)
+    assert isinstance(found, SeriesStart)
+    return found
+
+
+def framed(message):
+    found = decode(message)
+    assert isinstance(found, Frame)
+    return found
+
+
+def numbers(array):
+    return np.frombuffer(array.data, array.dtype).reshape(array.shape)
+
+
+# --- byte for byte ---------------------------------------------------------------------------------------------------
+
+HEAD = (  # of an image as a control unit sent it
+    "d9d9f7aa 647479706565696d616765 697365726965735f696401"  # type: image, series_id: 1
+    "707365726965735f756e697175655f6964781a3031475258575438304a53445932464e573853474343445a4439"  # series_unique_id
+    "68696d6167655f696401 697265616c5f74696d65821a000f423b1a02faf080"  # image_id: 1, real_time: [999995, 50000000]
+    "6b7365726965735f64617465c0781d323032332d30322d31305431353a34393a30352e3238312b30313a3030"  # series_date
+    "6a73746172745f74696d65821a000f42401a02faf080"  # start_time: [1000000, 50000000]
+    "6973746f705f74696d65821a001e847b1a02faf080"  # stop_time: [1999995, 50000000]
+    "69757365725f64617461820164f09f9299"  # user_data: [1, "\N{BLUE HEART}"]
+    "6464617461a1 6b7468726573686f6c645f31 d82882 82060a d845"  # data: {threshold_1: 40([[6, 10], 69(
+)
+UNIQUE = "01GRXWT80JSDY2FNW8SGCCDZD9"
+CHUNK = bytes.fromhex("000000000000007800002000") + b"some compressed bytes"
+
+
+@pytest.mark.parametrize(
+    ("tail", "codec", "payload"),
+    [
+        ("5878" + image(1).tobytes().hex(), "none", image(1).tobytes()),
+        ("d9dcb4 8365 62736c7a34 02 5821" + CHUNK.hex(), "bslz4", CHUNK),
+        ("d9dcb4 8363 6c7a34 00 5821" + CHUNK.hex(), "lz4", CHUNK),
+    ],
+)
+def test_golden_images(tail, codec, payload):
+    frame = framed([bytes.fromhex(HEAD + tail)])
+    extra = {"user_data": [1, "\N{BLUE HEART}"], "channels": ("threshold_1",)}
+    assert frame[:4] == (1, SHAPE, "uint16", codec) and frame.data == payload
+    assert (frame.module, frame.series, frame.serial, frame.more, frame.discard) == (0, 1, None, (), False)
+    assert (frame.timestamp, frame.times, dict(frame.extra)) == (0.02, (0.0399999, 0.0199999), extra)
+
+
+def test_golden_end():
+    head = "d9d9f7a3 6474797065 63656e64 697365726965735f69640e 707365726965735f756e697175655f6964 6161"
+    assert decode([bytes.fromhex(head)]) == SeriesEnd(series=14)
+
+
+def test_the_messages_of_these_tests_are_such():
+    """The same bytes as the real ones."""
+    plain = bytes.fromhex(HEAD + "5878") + image(1).tobytes()
+    times = {"real_time": [999995, v2.CLOCK], "start_time": [1000000, v2.CLOCK], "stop_time": [1999995, v2.CLOCK]}
+    date = CBORTag(0, "2023-02-10T15:49:05.281+01:00")
+    heart = [1, "\N{BLUE HEART}"]
+    made = v2.image(1, 1, image(1), "none", user_data=heart, series_unique_id=UNIQUE, series_date=date, **times)
+    assert made == [plain]
+    assert v2.message({"type": "start", "half": 1.5, "single": 100000.0, "double": 1.1}) == [
+        bytes.fromhex("d9d9f7a4 6474797065 657374617274 6468616c66f93e00 6673696e676c65fa47c35000")
+        + bytes.fromhex("66646f75626c65fb3ff199999999999a")
+    ]
+
+
+def test_no_tag_in_front():
+    assert decode([v2.end(3)[0][3:]]) == SeriesEnd(series=3)
+
+
+# --- start -----------------------------------------------------------------------------------------------------------
+
+
+def test_start_of_one_threshold():
+    start = started(v2.start(16, SHAPE, nimages=300))
+    detector = start.metadata["detector"]
+    assert (start.filename, start.series, start.nframes, start.serial, start.save) == ("", 16, 300, None, True)
+    assert (start.shape, start.dtype, start.codec, start.modules, start.channels) == (SHAPE, "uint16", None, 1, ())
+    assert (start.arrays, start.relative, start.times) == ({}, False, True)
+    assert detector["arm_date"] == "2024-03-07T10:14:53.853+01:00"
+    assert detector["threshold_energy"] == {"threshold_1": 4020.5} and detector["channels"] == ["threshold_1"]
+    assert detector["detector_translation"] == [0.0, 0.0, -0.25] and detector["series_unique_id"] == v2.UNIQUE
+    assert detector["goniometer"]["omega"] == {"increment": 0.0, "start": 0.0}
+    sent = cbor2.loads(v2.start(16, SHAPE)[0])
+    assert {*detector} == {*sent} - {"type"}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_start_with_all_arrays(channels, dtype):
+    start = started(v2.start(1, SHAPE, "all", channels=channels, dtype=dtype))
+    names = THRESHOLDS[:channels]
+    assert (start.dtype, start.modules) == (dtype, channels)
+    assert start.channels == (names if channels > 1 else ())
+    prefix = [f"{name}/" for name in names] if channels > 1 else [""]
+    table = {"countrate_correction_lookup_table"}
+    assert {*start.arrays} == table | {f"{p}{what}" for p in prefix for what in ("flatfield", "pixel_mask")}
+    for k, p in enumerate(prefix):
+        assert (numbers(start.arrays[f"{p}flatfield"]) == v2.flatfield(SHAPE, k)).all()
+        assert (numbers(start.arrays[f"{p}pixel_mask"]) == v2.pixel_mask(SHAPE, k)).all()
+    assert (numbers(start.arrays["countrate_correction_lookup_table"]) == v2.lookup_table()).all()
+    assert not {"flatfield", "pixel_mask", *table} & {*start.metadata["detector"]}
+
+
+def test_channels_in_our_order():
+    start = started(v2.start(1, SHAPE, "all", channels=("difference", "threshold_10", "threshold_2")))
+    assert start.channels == ("threshold_2", "threshold_10", "difference")
+    assert (numbers(start.arrays["threshold_2/flatfield"]) == v2.flatfield(SHAPE, 2)).all()
+
+
+def test_arrays_of_a_threshold_that_is_off():
+    """The only one that is on has the plain names."""
+    both = v2.by_channel(THRESHOLDS[:2], lambda k: v2.array(v2.pixel_mask(SHAPE, k)))
+    start = started(v2.start(1, SHAPE, channels=("threshold_2",), pixel_mask=both))
+    assert {*start.arrays} == {"threshold_1/pixel_mask", "pixel_mask"} and start.modules == 1
+    assert (numbers(start.arrays["pixel_mask"]) == v2.pixel_mask(SHAPE, 1)).all()
+    start = started(v2.message({"type": "start", "series_id": 1, "pixel_mask": v2.array(v2.pixel_mask(SHAPE))}))
+    assert {*start.arrays} == {"pixel_mask"}
+
+
+def test_start_that_says_little():
+    start = started(v2.message({"type": "start", "series_id": 0}))
+    assert start == SeriesStart("", series=0, metadata={"detector": {"series_id": 0}}, times=True)
+
+
+@pytest.mark.parametrize(
+    ("sent", "filename", "nframes", "save", "kept"),
+    [
+        (..., "", 10, True, {}),
+        (None, "", 10, True, {}),
+        ("", "", 10, True, {}),
+        ('{"filename": "a/b.h5"}', "a/b.h5", 10, True, {}),
+        ({"filename": "a/b.h5"}, "a/b.h5", 10, True, {}),
+        ({"filename": "a.h5", "nframes": 7, "label": "x"}, "a.h5", 7, True, {"label": "x"}),
+        ('{"filename": "a.h5", "save_raw": false}', "a.h5", 10, False, {"save_raw": False}),
+        ({"save_raw": 0, "list": [1, {"a": None}]}, "", 10, False, {"save_raw": 0, "list": [1, {"a": None}]}),
+        ("Saturday", "", 10, True, {"appendix": "Saturday"}),
+        ("{broken", "", 10, True, {"appendix": "{broken"}),
+        ([1, "two"], "", 10, True, {"appendix": [1, "two"]}),
+        (12.5, "", 10, True, {"appendix": 12.5}),
+        ({"raw": b"\1\2"}, "", 10, True, {"raw": "0102"}),
+        ({"when": CBORTag(0, "2024-03-07T10:14:53Z")}, "", 10, True, {"when": "2024-03-07T10:14:53Z"}),
+        ({"odd": CBORTag(9999, [1, b"\xff"])}, "", 10, True, {"odd": {"tag": 9999, "value": [1, "ff"]}}),
+        ({"big": 2**70, "small": -(2**70)}, "", 10, True, {"big": 2**70, "small": -(2**70)}),
+        (
+            {"nothing": cbor2.undefined, 5: cbor2.CBORSimpleValue(99)},
+            "",
+            10,
+            True,
+            {"nothing": None, "5": {"simple": 99}},
+        ),
+    ],
+)
+def test_user_data(sent, filename, nframes, save, kept):
+    start = started(v2.start(1, SHAPE, user_data=sent))
+    assert (start.filename, start.nframes, start.save) == (filename, nframes, save)
+    assert {key: value for key, value in start.metadata.items() if key != "detector"} == kept
+
+
+def test_what_the_user_says_of_the_detector_goes_first():
+    metadata = started(v2.start(1, SHAPE, user_data={"detector": {"beam_center_x": 1.5, "note": "x"}})).metadata
+    assert (metadata["detector"]["beam_center_x"], metadata["detector"]["note"]) == (1.5, "x")
+    assert metadata["detector"]["beam_center_y"] == 3.0
+    assert started(v2.start(1, SHAPE, user_data={"detector": "E1"})).metadata["appendix_detector"] == "E1"
+
+
+@pytest.mark.parametrize("count", [2**41, 2**63 - 1])
+def test_more_images_than_anybody_waits_for(count):
+    assert started(v2.start(1, SHAPE, nimages=count)).nframes is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"series_id": ...}, "start message: no series_id"),
+        ({"series_id": -1}, "series_id is -1"),
+        ({"series_id": "7"}, "series_id is '7'"),
+        ({"series_id": 2**63}, "series_id is 9223372036854775808"),
+        ({"number_of_images": -5}, "number_of_images is -5"),
+        ({"number_of_images": 1.5}, "number_of_images is 1.5"),
+        ({"image_size_x": 0}, r"image_size_x are \[6, 0\]"),
+        ({"image_size_y": "6"}, r"are \['6', 10\]"),
+        ({"image_size_x": 2**29, "image_size_y": 2**29}, "bytes, more than"),
+        ({"channels": [1]}, "a channel is named 1"),
+        ({"channels": ["a/b"]}, "a channel is named 'a/b'"),
+        ({"channels": [".."]}, "a channel is named"),
+        ({"channels": ["x" * 65]}, "a channel is named"),
+        ({"channels": ["a", "a"]}, "the same twice"),
+        ({"channels": [f"threshold_{n}" for n in range(17)]}, "17 channels, more than 16"),
+        ({"user_data": {"filename": 5}}, "header_appendix: filename is 5"),
+        ({"user_data": '{"filename": null}'}, "filename is None"),
+        ({"user_data": {"nframes": -1}}, "nframes is -1"),
+        ({"user_data": {"nframes": True}}, "nframes is True"),
+        ({"flatfield": {"threshold_1": 5}}, "flatfield: 5 is no array.*header_detail 'basic'"),
+        ({"flatfield": {"a/b": v2.array(image(0)), "c": 1}}, "a channel is named 'a/b'"),
+        ({"flatfield": {"threshold_1": CBORTag(40, [[2, 2], CBORTag(69, b"123")])}}, "3 bytes, 8 expected"),
+        ({"pixel_mask": {"threshold_1": CBORTag(40, [[9], CBORTag(84, b"12")])}}, "tag 84 is no typed array"),
+        ({"pixel_mask": CBORTag(69, 5)}, "is no array"),
+        ({"pixel_mask": CBORTag(69, b"")}, r"shape is \[0\]"),
+        ({"pixel_mask": CBORTag(69, CBORTag(56500, ["lz4", 0, b"123"]))}, "shape is|cannot hold"),
+        (
+            {"pixel_mask": CBORTag(69, CBORTag(56500, ["lz4", 0, bytes(7) + b"\x08" + bytes(30)]))},
+            "lz4: blocks of 0 bytes",
+        ),
+        ({"pixel_mask": CBORTag(69, CBORTag(56500, ["bslz4", 2, b"\0\0\0\0\3" + bytes(30)]))}, "cannot hold|more than"),
+        ({"pixel_mask": CBORTag(69, CBORTag(56500, ["zip", 2, b"1"]))}, "compression is 'zip'"),
+        ({"pixel_mask": CBORTag(69, CBORTag(56500, 1))}, "neither a byte string nor tag 56500"),
+    ],
+)
+def test_starts_refused(changed, sentence):
+    with pytest.raises(StreamError, match=sentence):
+        decode(v2.start(1, SHAPE, **changed))
+
+
+def test_channels_that_are_no_list():
+    with pytest.raises(StreamError, match="channels is 'threshold_1', not a list of names"):
+        decode(v2.message({"type": "start", "series_id": 1, "channels": "threshold_1"}))
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", v2.ENCODINGS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_images(encoding, dtype, channels):
+    sent = images(3, channels, dtype, (70, 100))  # several blocks, the last one not full
+    message = v2.image(9, 3, sent, encoding)
+    frame = framed(message)
+    assert frame[:4] == (3, (70, 100), dtype, encoding) and frame.series == 9
+    assert frame.extra == {"channels": THRESHOLDS[:channels]}
+    for found, name in zip(pixels(frame), sent, strict=True):
+        assert (found == sent[name]).all()
+    for part in (frame.data, *frame.more):
+        assert isinstance(part, memoryview) and part.obj is message[0], "not copied"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in v2.TYPES if kind[1:] != "f2"])
+@pytest.mark.parametrize("columns_first", [False, True])
+def test_numbers_in_any_order(kind, columns_first):
+    """Plain ones become little-endian and rows first; compressed ones would have to be compressed anew."""
+    sent = (np.arange(60).reshape(SHAPE) * 3 + 1).astype(kind)
+    flat = sent.ravel("F" if columns_first else "C")
+    tag = CBORTag(1040 if columns_first else 40, [list(SHAPE), v2.typed(flat)])
+    frame = framed(v2.image(1, 0, None, data={"threshold_1": tag}))
+    assert frame.dtype == np.dtype(kind).name and len(frame.data) == sent.nbytes
+    assert (pixels(frame)[0] == sent).all()
+    mask = numbers(started(v2.start(1, SHAPE, pixel_mask={"threshold_1": tag})).arrays["pixel_mask"])
+    assert (mask == sent).all()
+    if columns_first or (">" in kind and sent.itemsize > 1):
+        packed = CBORTag(tag.tag, [list(SHAPE), v2.typed(flat, "lz4")])
+        with pytest.raises(StreamError, match="lz4 of numbers that are big-endian or columns first"):
+            decode(v2.image(1, 0, None, data={"threshold_1": packed}))
+
+
+def test_clamped_bytes_are_bytes():
+    tag = CBORTag(40, [list(SHAPE), CBORTag(68, image(1, dtype="uint8").tobytes())])
+    assert (pixels(framed(v2.image(1, 0, None, data={"threshold_1": tag})))[0] == image(1, dtype="uint8")).all()
+
+
+def test_lz4_in_one_block():
+    """As the control unit sends it: blocks of more bytes than there are."""
+    raw = np.ascontiguousarray(image(1, shape=(70, 100))).reshape(-1).view(np.uint8)
+    tag = CBORTag(40, [[70, 100], CBORTag(69, CBORTag(56500, ["lz4", 0, v2.lz4_chunk(raw, 0x144D7102)]))])
+    assert (pixels(framed(v2.image(1, 0, None, data={"threshold_1": tag})))[0] == image(1, shape=(70, 100))).all()
+
+
+def test_thresholds_in_another_order_are_the_same_modules():
+    sent = images(2, 3)
+    for names in (THRESHOLDS, THRESHOLDS[::-1], ("threshold_2", "difference", "threshold_1")):
+        frame = framed(v2.image(1, 2, {name: sent[name] for name in names}))
+        assert frame.extra["channels"] == THRESHOLDS
+        assert all((found == image(2, k)).all() for k, found in enumerate(pixels(frame)))
+
+
+def test_what_nobody_knows_is_kept():
+    frame = framed(v2.image(1, 2, image(2), user_data={"angle": 1.5}, new_key=CBORTag(0, "today"), channels="?"))
+    assert frame.extra == {"user_data": {"angle": 1.5}, "new_key": "today", "channels": ("threshold_1",)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "timestamp", "times"),
+    [
+        ({}, 0.002, (0.0029999, 0.00099988)),
+        ({"start_time": [0, 1]}, 0.0, (0.0029999, 0.00099988)),
+        ({"start_time": ...}, None, (0.0029999, 0.00099988)),
+        ({"stop_time": ..., "real_time": ...}, 0.002, None),
+        ({"start_time": [2**64 - 1, 2**64 - 1]}, 1.0, (0.0029999, 0.00099988)),
+    ],
+)
+def test_times(changed, timestamp, times):
+    frame = framed(v2.image(1, 2, image(2), **changed))
+    assert (frame.timestamp, frame.times) == (timestamp, times)
+
+
+def test_some_times():
+    times = framed(v2.image(1, 2, image(2), real_time=...)).times
+    assert times.stop == 0.0029999 and np.isnan(times.real)
+    times = framed(v2.image(1, 2, image(2), stop_time=...)).times
+    assert np.isnan(times.stop) and times.real == 0.00099988
+
+
+def one(content, shape=SHAPE, tag=40, kind=69):
+    return {"threshold_1": CBORTag(tag, [shape if isinstance(shape, list) else list(shape), CBORTag(kind, content)])}
+
+
+def packed(algorithm, size, data=CHUNK):
+    return CBORTag(56500, [algorithm, size, data])
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"image_id": ...}, "image_id is None"),
+        ({"image_id": -1}, "image_id is -1"),
+        ({"image_id": True}, "image_id is True"),
+        ({"image_id": 2**63}, "image_id is 9223372036854775808"),
+        ({"series_id": ...}, "image 4: no series_id"),
+        ({"series_id": True}, "image 4: series_id is True"),
+        ({"series_id": 2**63}, "image 4: series_id is"),
+        ({"data": None}, "image 4: data is None"),
+        ({"data": {}}, "data is {}"),
+        ({"data": [1]}, r"data is \[1\], not a map"),
+        ({"data": {"threshold_1": 5}}, "threshold_1: 5 is no array"),
+        ({"data": {"threshold_1": [40, [[6, 10], [69, b"1"]]]}}, "is no array"),
+        ({"data": {"threshold_1": CBORTag(40, [[6, 10]])}}, "is no array"),
+        ({"data": {"threshold_1": CBORTag(40, [[6, 10], [1, 2, 3]])}}, "is no array"),
+        ({"data": {"threshold_1": CBORTag(40, b"12")}}, "is no array"),
+        ({"data": {"a b": 1}}, "a channel is named 'a b'"),
+        ({"data": {7: 1}}, "a channel is named 7"),
+        ({"data": {f"c{k}": 1 for k in range(17)}}, "17 channels"),
+        ({"data": one(bytes(119))}, "image 4: 119 bytes of pixels, 120 expected"),
+        ({"data": one(bytes(121))}, "121 bytes of pixels, 120 expected"),
+        ({"data": one(bytes(120), tag=41)}, "tag 41 is no array with a shape"),
+        ({"data": one(bytes(120), kind=76)}, "tag 76 is no typed array of a known type"),
+        ({"data": one(bytes(120), kind=84)}, "tag 84 is no typed array"),
+        ({"data": one(bytes(120), kind=87)}, "tag 87"),
+        ({"data": one(5)}, "is no array"),
+        ({"data": one("text")}, "is no array"),
+        ({"data": one(bytes(120), [60])}, r"shape is \[60\], not \[rows, columns\]"),
+        ({"data": one(bytes(120), [1, 6, 10])}, r"shape is \[1, 6, 10\]"),
+        ({"data": one(bytes(120), [])}, r"shape is \[\]"),
+        ({"data": one(bytes(120), [0, 10])}, r"shape is \[0, 10\]"),
+        ({"data": one(bytes(120), [-6, -10])}, r"shape is \[-6, -10\]"),
+        ({"data": one(bytes(120), [6.0, 10.0])}, r"shape is \[6.0, 10.0\]"),
+        ({"data": one(bytes(120), [True, 60])}, r"shape is \[True, 60\]"),
+        ({"data": one(bytes(120), [[6], 10])}, r"shape is \[\[6\], 10\]"),
+        ({"data": one(bytes(120), [2**20, 2**20])}, "bytes, more than 1073741824"),
+        ({"data": one(packed("bslz4", 4))}, "bslz4 of 4 bytes a number, uint16 has 2"),
+        ({"data": one(packed("bslz4", "2"))}, "tag 56500 of .* not .algorithm"),
+        ({"data": one(packed(4, 2))}, "tag 56500 of"),
+        ({"data": one(packed("bslz4", 2, "text"))}, "tag 56500 of"),
+        ({"data": one(CBORTag(56500, ["bslz4", CHUNK]))}, "neither a byte string nor tag 56500 of three values"),
+        ({"data": one(CBORTag(56501, ["bslz4", 2, CHUNK]))}, "neither a byte string nor tag 56500"),
+        ({"data": one(packed("bszstd", 2))}, "compression is 'bszstd', known are bslz4, lz4"),
+        ({"data": one(packed("bslz4", 2, b""))}, "0 bytes of bslz4"),
+        ({"data": one(packed("bslz4", 2, b"short"))}, "less than its header"),
+        ({"data": one(packed("bslz4", 2, b"\0" + CHUNK))}, "bslz4 header says 0 bytes"),
+        ({"data": one(packed("lz4", 2, b"\0" * 70000))}, "70000 bytes of lz4 for an image of 120"),
+        ({"start_time": 5}, r"start_time is 5, not \[numerator, denominator\]"),
+        ({"start_time": [1, 0]}, "start_time is"),
+        ({"start_time": [1, -1]}, "start_time is"),
+        ({"start_time": [1.5, 1]}, "start_time is"),
+        ({"stop_time": [1, True]}, "stop_time is"),
+        ({"stop_time": [2**70, 1]}, "stop_time is"),
+        ({"real_time": [1, 2, 3]}, "real_time is"),
+    ],
+)
+def test_images_refused(changed, sentence):
+    with pytest.raises(StreamError, match=sentence) as refused:
+        decode(v2.image(1, 4, image(4), **changed))
+    assert len(str(refused.value)) < 500
+
+
+def test_refused_again_when_one_like_it_was_taken():
+    """What was checked is remembered; what is only equal to it is not the same."""
+    decode(v2.image(1, 4, None, data=one(image(4).tobytes(), [6, 10])))
+    for shape in ([6.0, 10], [6, 10.0]):
+        with pytest.raises(StreamError, match="shape is"):
+            decode(v2.image(1, 4, None, data=one(image(4).tobytes(), shape)))
+    decode(v2.image(1, 4, None, data=one(bytes(1), [1, 1], kind=64)))
+    with pytest.raises(StreamError, match="shape is"):
+        decode(v2.image(1, 4, None, data=one(bytes(1), [True, True], kind=64)))
+
+
+def test_layouts_that_are_remembered_are_few():
+    for rows in range(1, 250):
+        assert framed(v2.image(1, 0, image(0, shape=(rows, 2)), "none")).shape == (rows, 2)
+        assert framed(v2.image(1, 0, {f"threshold_{rows}": image(0)}, "none")).extra["channels"] == (
+            f"threshold_{rows}",
+        )
+    assert len(dectris2._layouts) <= 101 and len(dectris2._extras) <= 101
+
+
+def test_thresholds_that_differ():
+    with pytest.raises(
+        StreamError, match="threshold_2 is .*uint32.*threshold_1 is .*uint16.* do not fit into one file"
+    ):
+        decode(v2.image(1, 0, {"threshold_1": image(0), "threshold_2": image(0, dtype="uint32")}))
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ([], "0 parts, stream V2 has one"),
+        ([b'{"htype":"dheader-1.0","series":1,"header_detail":"basic"}', b"{}"], "2 parts.*'cbor'"),
+        ([b'{"htype":"dseries_end-1.0","series":1}'], "CBOR: "),
+        ([b""], "cut short"),
+        ([b"\x01"], "a CBOR int, not a map.*'cbor'"),
+        ([b"\xd9\xd9\xf7\x80"], "a CBOR list, not a map"),
+        ([b"\xc1\xa0"], "a CBOR Tag, not a map"),
+        ([b"\xa0"], "type is None, not 'start', 'image' or 'end'"),
+        (v2.message({"type": "Image"}), "type is 'Image'"),
+        (v2.message({"type": "end"}), "end message: no series_id"),
+        (v2.message({"type": "end", "series_id": 1.0}), "end message: series_id is 1.0"),
+    ],
+)
+def test_messages_refused(parts, sentence):
+    with pytest.raises(StreamError, match=sentence):
+        decode(parts)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**40),
+    st.integers(0, 2**60),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from(TYPES),
+    st.sampled_from(v2.ENCODINGS),
+    st.permutations(THRESHOLDS).flatmap(lambda names: st.integers(1, 3).map(lambda n: names[:n])),
+)
+def test_what_is_sent_is_found(number, series, shape, dtype, encoding, names):
+    sent = {name: image(number % 1000, THRESHOLDS.index(name), dtype, shape) for name in names}
+    frame = framed(v2.image(series, number, sent, encoding, period=1e-9))
+    assert (frame.number, frame.series, frame.shape, frame.dtype, frame.codec) == (
+        number,
+        series,
+        shape,
+        dtype,
+        encoding,
+    )
+    assert frame.extra["channels"] == tuple(sorted(names, key=THRESHOLDS.index))
+    for name, found in zip(frame.extra["channels"], pixels(frame), strict=True):
+        assert (found == sent[name]).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["start", "image"]), st.data())
+def test_only_stream_errors(kind, data):
+    """Bytes turned, cut out, put in."""
+    whole = (v2.start(1, SHAPE, "all", {"filename": "a.h5"}) if kind == "start" else v2.image(1, 2, images(2, 2)))[0]
+    changed = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, min(len(changed) - 1, 1500)))
+        changed[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    try:
+        decode([bytes(changed)])
+    except StreamError as exc:
+        assert 0 < len(str(exc)) < 600
