@@ -170,6 +170,11 @@ class Detector(Device):
         doc="Who writes the files: a StreamReceiver device such as b1/daq/receiver, or the http:// address of an "
         "engine. Must be set.",
     )
+    ReceiverTokenFile: str = device_property(
+        default_value="",
+        doc="Where Receiver is an http:// address: file with the token that its POST needs, a copy of its "
+        "http_token_file that this server alone can read. Empty: none is sent; Stop and Reset are then refused there.",
+    )
     AllowOverwrite: bool = device_property(
         default_value=False, doc="True: OverwritePolicy OVERWRITE may replace existing files. False: nobody can."
     )
@@ -569,7 +574,7 @@ class Detector(Device):
             self.get_device_properties()
             backend = self._make_backend()
             self._parameters = {p.name: p for p in backend.parameters}
-            receiver = open_receiver(self.Receiver) if _given(self.Receiver) else None
+            receiver = open_receiver(self.Receiver, self.ReceiverTokenFile.strip()) if _given(self.Receiver) else None
             acquisition = Acquisition(
                 backend,
                 receiver,

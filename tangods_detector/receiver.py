@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from tangods_receiver import access
 from tangods_receiver.errors import ConfigError, DaqError
 from tangods_receiver.stats import Snapshot
 
@@ -72,15 +73,17 @@ class Receiver(ABC):
         """Let go of the connection."""
 
 
-def open_receiver(address: str) -> Receiver:
-    """The receiver that a `Receiver` property names; nothing is asked of it yet. ConfigError: that is no address."""
+def open_receiver(address: str, token_file: str = "") -> Receiver:
+    """The receiver that a `Receiver` property names; nothing is asked of it yet. ConfigError: that is no address.
+
+    `token_file` holds what an engine asks for by HTTP; a Tango device needs none."""
     address = address.strip()
     if address.startswith(("http://", "https://")):
         try:
             host = httpx.URL(address).host
             if not re.fullmatch(r"[\w.:-]+", host):
                 raise httpx.InvalidURL("there is no host in it")
-            return HttpReceiver(address)
+            return HttpReceiver(address, token_file)
         except httpx.InvalidURL as exc:
             raise ConfigError(f"Receiver: {address!r}: {exc}; give an address such as http://host:8000") from exc
     if re.fullmatch(r"(tango://[^/]+/)?[^/\s]+/[^/\s]+/[^/\s#]+(#dbase=\w+)?|[\w.-]+", address) and address != "None":
@@ -167,8 +170,9 @@ class TangoReceiver(Receiver):
 class HttpReceiver(Receiver):
     """An engine without Tango, by its HTTP side."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token_file: str = "") -> None:
         self.name = address.rstrip("/")
+        self._token_file = access.TokenFile(token_file) if token_file else None
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every question, many a second
         self._client = httpx.Client(base_url=self.name, timeout=TIMEOUT, trust_env=False)
 
@@ -218,7 +222,11 @@ class HttpReceiver(Receiver):
 
     def _ask(self, method: str, path: str, none: int = 0, **request: Any) -> httpx.Response | None:
         try:
-            response = self._client.request(method, path, **request)
+            headers = access.authorization(self._token_file) if method == "POST" else {}
+        except ConfigError as exc:
+            raise ReceiverError(f"receiver {self.name}: {method} {path}: {exc} (property ReceiverTokenFile)") from exc
+        try:
+            response = self._client.request(method, path, headers=headers, **request)
         except httpx.HTTPError as exc:
             raise ReceiverError(
                 f"receiver {self.name}: {method} {path}: {exc or type(exc).__name__}; check that it runs there"

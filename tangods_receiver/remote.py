@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import numpy as np
 
+from tangods_receiver import access
 from tangods_receiver.errors import ConfigError, HardwareError, StreamError
 from tangods_receiver.live import Kind, LastFrame
-from tangods_receiver.stats import Snapshot
+from tangods_receiver.stats import Past, Snapshot
 
 LIMIT = httpx.Timeout(2.0, connect=1.0)  # s; below Tango's 3 s
 
@@ -20,8 +21,9 @@ LIMIT = httpx.Timeout(2.0, connect=1.0)  # s; below Tango's 3 s
 class RemoteEngine:
     """The same calls as an Engine's. HardwareError: it cannot be reached, or refuses; in its own words."""
 
-    def __init__(self, address: str) -> None:
-        """`address` like http://host:8000; ConfigError when it is not."""
+    def __init__(self, address: str, token_file: str = "") -> None:
+        """`address` like http://host:8000; ConfigError when it is not. `token_file` holds what the engine there asks of
+        those who change something ("": it is only looked at)."""
         try:
             url = httpx.URL(address)
         except httpx.InvalidURL as exc:
@@ -29,6 +31,7 @@ class RemoteEngine:
         if url.scheme not in ("http", "https") or not url.host:
             raise ConfigError(f"Address: {address!r} is not like http://host:8000")
         self.address = str(url).rstrip("/")
+        self._token_file = access.TokenFile(token_file) if token_file else None
         self._client = httpx.Client(base_url=url, timeout=LIMIT, trust_env=False)
 
     def __enter__(self) -> RemoteEngine:
@@ -43,6 +46,14 @@ class RemoteEngine:
             return Snapshot.from_dict(values)
         except TypeError as exc:
             raise HardwareError(f"{self.address}/status: {exc}; is this the address of a receiver?") from exc
+
+    def history(self) -> list[Past]:
+        """The last series that are over, newest first."""
+        values = self._json("GET", "/series")
+        try:
+            return [Past.from_dict(series) for series in values["series"]]
+        except (TypeError, KeyError) as exc:
+            raise HardwareError(f"{self.address}/series: {exc}; is this the address of a receiver?") from exc
 
     def stop(self, series: int | None = None) -> None:
         self._json("POST", "/stop", json={} if series is None else {"series": series})
@@ -91,6 +102,8 @@ class RemoteEngine:
         return values
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        if method == "POST":
+            request["headers"] = access.authorization(self._token_file)
         try:
             return self._client.request(method, path, **request)
         except httpx.HTTPError as exc:

@@ -49,9 +49,11 @@ def pair(ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> It
     """A device and its receiver; the process of the device is started first, before threads are here."""
     stream, http = ports
     root = tmp_path_factory.mktemp("data")
+    token_file = str(root / "token")
     keys = {"endpoints": [f"tcp://127.0.0.1:{stream}"], "root": str(root), "http": f"127.0.0.1:{http}"}
+    keys["http_token_file"] = token_file
     with ExitStack() as stack:
-        proxy = stack.enter_context(detector(f"http://127.0.0.1:{http}", stream))
+        proxy = stack.enter_context(detector(f"http://127.0.0.1:{http}", stream, ReceiverTokenFile=token_file))
         stack.enter_context(Engine(config.make(keys, "test")))
         wait_for("ON", lambda: proxy.state() in ON)
         yield proxy, root

@@ -21,7 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tangods_receiver.errors import ConfigError, StreamError
 from tangods_receiver.http import HttpServer, encode_png
 from tangods_receiver.metrics import COUNTERS
-from tangods_receiver.stats import Loss, Shares, Snapshot, WorkerStats
+from tangods_receiver.protocol import SeriesStart
+from tangods_receiver.stats import Loss, Past, Shares, Snapshot, WorkerStats
 from tests.waiting import wait_for
 
 
@@ -30,7 +31,8 @@ class Shot:
     number: int
     series: int
     array: np.ndarray
-    timestamp: float
+    timestamp: float = math.nan
+    frames: int = 1
 
 
 @dataclass
@@ -42,6 +44,9 @@ class Engine:
     calls: list = field(default_factory=list)
     refuse: Exception | None = None
     block: threading.Event | None = None
+    past: list = field(default_factory=list)
+    start: SeriesStart | None = None
+    asked: list = field(default_factory=list)
 
     def snapshot(self):
         return self.now
@@ -59,8 +64,24 @@ class Engine:
             self.block.wait(20)
         return "" if path == "/data/a.h5" else f"{path} for {nbytes} bytes: outside the root"
 
-    def last_frame(self):
-        return self.shot
+    def begin(self, filename, nframes=None, metadata=None):
+        self.calls.append(("begin", filename, nframes, metadata))
+        return 8
+
+    def history(self):
+        return self.past
+
+    def announced(self, series):
+        return self.start
+
+    def last_frame(self, kind="last", newer_than=None, wait=0.0, channel=0):
+        self.asked.append((kind, channel))
+        shot = self.shot
+        if shot is None or (shot.series, shot.number) == newer_than:
+            if wait:
+                time.sleep(min(wait, 0.02))
+            return None
+        return shot
 
 
 @pytest.fixture
@@ -69,9 +90,16 @@ def engine():
 
 
 @pytest.fixture
-def client(engine):
-    with HttpServer(engine, "127.0.0.1:0") as server:
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client:
+def token_file(tmp_path):
+    return tmp_path / "token"
+
+
+@pytest.fixture
+def client(engine, token_file):
+    """It has the token."""
+    with HttpServer(engine, "127.0.0.1:0", (), token_file) as server:
+        headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", headers=headers) as client:
             yield client
 
 
@@ -94,7 +122,15 @@ def test_check_answers_with_a_sentence_or_nothing(client):
         ("/check", {}, "query.path: Field required"),
         ("/check", {"path": "a", "nbytes": -1}, "query.nbytes: Input should be greater than or equal to 0"),
         ("/check", {"path": "a", "nbytes": "many"}, "query.nbytes: Input should be a valid integer"),
-        ("/last_frame", {"format": "pickle"}, "query.format: Input should be 'npy' or 'png'"),
+        ("/last_frame", {"format": "pickle"}, "query.format: Input should be 'npy', 'png', 'jpeg' or 'raw'"),
+        ("/last_frame", {"region": "1,2,3"}, "query.region: String should match pattern"),
+        ("/last_frame", {"size": "0x"}, "query.size: String should match"),
+        ("/last_frame", {"newer": "5"}, "query.newer: String should match"),
+        ("/last_frame", {"colormap": "jet"}, "query.colormap: Input should be 'grey', 'grey_r'"),
+        ("/last_frame", {"downsample": 0}, "query.downsample: Input should be greater than or equal to 1"),
+        ("/last_frame", {"min": "nan"}, "query.min: Input should be a finite number"),
+        ("/last_frame", {"wait": 1e9}, "query.wait: Input should be less than or equal to 60"),
+        ("/pixel", {"row": -1, "column": 0}, "query.row: Input should be greater than or equal to 0"),
     ],
 )
 def test_a_wrong_question_gets_a_sentence(client, path, params, words):
@@ -309,7 +345,7 @@ def test_a_slow_answer_holds_nobody_up(engine, client):
 def test_images_are_decoded_a_few_at_a_time(engine, client, monkeypatch):
     let_go, at_work = threading.Event(), []
 
-    def last_frame():
+    def last_frame(*_):
         at_work.append(1)
         let_go.wait(20)
 
