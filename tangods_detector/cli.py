@@ -146,6 +146,9 @@ def receive(config: Path) -> None:
 )
 @click.option("--cut", default=0, show_default=True, type=click.IntRange(0), help="Lose every so-manieth image.")
 @click.option("--seed", default=0, show_default=True, help="Of the shuffle.")
+@click.option("--curve-key", default="", help="This sender's .key_secret file: encrypt (see keygen).")
+@click.option("--curve-clients", default="", help="Directory with the .key files of receivers that may connect.")
+@click.option("--allow-peer", "allow_peers", multiple=True, help="Address or network that may connect; repeatable.")
 def replay(
     files: tuple[Path, ...],
     endpoint: str,
@@ -155,11 +158,16 @@ def replay(
     reorder: int,
     cut: int,
     seed: int,
+    curve_key: str,
+    curve_clients: str,
+    allow_peers: tuple[str, ...],
 ) -> None:
     """Send recorded streams (.bin, .bin.gz), or CBF files (.cbf, .cbf.gz, .cbf.bz2) as one series, to a receiver."""
     from tangods_detector.replay import open_files
     from tangods_detector.replay import replay as send
+    from tangods_receiver import security
 
+    guard = security.guard(curve_key, curve_clients, allow_peers)
     with progress_bar() as bar:
         task = bar.add_task("sent", total=None)
         sent = send(
@@ -171,6 +179,7 @@ def replay(
             cut=cut,
             seed=seed,
             progress=lambda n: bar.update(task, completed=n),
+            guard=guard,
         )
     console.print(f"{sent} messages sent")
 
@@ -234,6 +243,33 @@ def assemble(file: Path, output: Path | None, frames: str, geometry: Path | None
     console.print(f"{done.path}: {done.frames} images of {rows} x {columns}")
     if not done.closed:
         console.print("the series was not closed: these are the frames that could be read until now")
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option(
+    "--directory", default=".", show_default=True, type=click.Path(path_type=Path), help="Where the files are made."
+)
+@click.option("--token", type=click.Path(path_type=Path), help="Make a token for a receiver's HTTP side, in this file.")
+def keygen(name: str | None, directory: Path, token: Path | None) -> None:
+    """Make a pair of CURVE keys, NAME.key and NAME.key_secret, or a token; nothing that is there is replaced.
+
+    Each machine that sends or receives has a pair of its own; resources/security.md says what goes where."""
+    from tangods_receiver import security
+
+    if not name and not token:
+        raise ConfigError("keygen: give NAME, the name of the pair, or --token FILE")
+    if name:
+        public, secret = security.generate(name, directory)
+        console.print(f"{secret}: stays on this machine, mode 0600")
+        console.print("    a receiver's: curve_key (Tango: CurveKey); a sender's: option curve_key")
+        console.print(f"{public}: {security.public_key(public).decode()}", markup=False)
+        console.print("    of a sender: copy it to its receivers, and name it in curve_server_keys (CurveServerKeys)")
+        console.print("    of a receiver: copy it into the senders' directories curve_clients")
+    if token:
+        console.print(
+            f"{security.generate_token(token)}: http_token_file (TokenFile) of the receiver, and its clients'"
+        )
 
 
 def _report(work: Callable[[Callable[[int, int], None]], Any], title: str) -> None:

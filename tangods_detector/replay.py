@@ -16,7 +16,9 @@ from typing import Any
 import zmq
 
 from tangods_receiver.errors import ConfigError, HardwareError, StreamError
+from tangods_receiver.gate import secure_server
 from tangods_receiver.protocol import dectris1, recording, stins
+from tangods_receiver.security import Guard
 
 log = logging.getLogger(__name__)
 
@@ -216,17 +218,22 @@ def replay(
     peer_limit: float = PEER_LIMIT,
     send_limit: float = SEND_LIMIT,
     progress: Callable[[int], None] | None = None,
+    guard: Guard | None = None,
 ) -> int:
     """Bind a PUSH socket to `endpoint`, wait for a receiver, send; returns the number of messages sent.
 
-    `rate` in messages per second, 0: as fast as they are taken; `progress(sent)` after each. Returns when all has left.
+    `rate` in messages per second, 0: as fast as they are taken; `progress(sent)` after each; `guard` says who may
+    connect (None: everybody, in clear). Returns when all has left.
     ConfigError: the endpoint cannot be bound; HardwareError: no receiver within `peer_limit` s, or it took nothing for
     `send_limit` s."""
     context = zmq.Context()
     socket = context.socket(zmq.PUSH)
     socket.linger = 0  # until all is handed over
     sent = 0
+    gate = None
     try:
+        if guard is not None:
+            gate = secure_server(socket, guard).__enter__()
         _bind(socket, endpoint)
         began = 0.0
         for parts in disturb(messages, repeat=repeat, reorder=reorder, cut=cut, seed=seed):
@@ -243,6 +250,8 @@ def replay(
                 progress(sent)
         socket.linger = int(send_limit * 1000)
     finally:
+        if gate is not None:
+            gate.close()
         socket.close()
         context.term()
     log.info("%d messages sent to the receiver at %s", sent, endpoint)

@@ -12,8 +12,10 @@ import zmq
 
 from tangods_detector.hw.base import DetectorInfo
 from tangods_detector.settings import Series, TriggerMode
-from tangods_receiver.errors import HardwareError
+from tangods_receiver.errors import ConfigError, HardwareError
+from tangods_receiver.gate import Gate, secure_server
 from tangods_receiver.protocol import Buffer, stins
+from tangods_receiver.security import Guard
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +30,17 @@ class Streamer:
     libzmq's high-water mark counts messages per connection, so it follows from `hwm_bytes` and the largest frame. It is
     set before the port is bound and never after: libzmq 4.3.5 crashes when it is changed while a peer goes away.
 
-    Set `abort` from any thread: whoever waits for a full socket gives up at once. `blocked` is True meanwhile."""
+    Set `abort` from any thread: whoever waits for a full socket gives up at once. `blocked` is True meanwhile.
+    `guard` (`security.guard`) says who may connect; None: everybody, in clear."""
 
     def __init__(
-        self, host: str, port: int, hwm_bytes: int, frame_bytes: int, abort: threading.Event | None = None
+        self,
+        host: str,
+        port: int,
+        hwm_bytes: int,
+        frame_bytes: int,
+        abort: threading.Event | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.abort = abort or threading.Event()
         self.blocked = False
@@ -40,12 +49,23 @@ class Streamer:
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.linger = int(LINGER * 1000)
         self._socket.sndhwm = max(4, min(10_000, hwm_bytes // max(1, frame_bytes)))
+        self._gate: Gate | None = None
         try:
+            if guard is not None:
+                self._gate = secure_server(self._socket, guard).__enter__()
             self._socket.bind(f"tcp://{host}:{port or '*'}")
         except zmq.ZMQError as exc:
             self.close()
             raise HardwareError(f"cannot bind the stream to tcp://{host}:{port}: {exc}; is the port in use?") from exc
+        except ConfigError as exc:
+            self.close()
+            raise HardwareError(f"cannot guard the stream at tcp://{host}:{port}: {exc}") from exc
         self.endpoint = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+    @property
+    def refused(self) -> int:
+        """Connections that were, until now."""
+        return self._gate.refusals.total if self._gate else 0
 
     @property
     def port(self) -> int:
@@ -79,7 +99,7 @@ class Streamer:
                 raise HardwareError("stopped before a receiver had taken the start message")
             raise HardwareError(
                 f"no receiver connected to {self.endpoint} within {limit:g} s; "
-                "check that the StreamReceiver runs and that this is one of its endpoints"
+                "check that the StreamReceiver runs and that this is one of its endpoints" + self._remark()
             )
 
     def frame(
@@ -108,8 +128,14 @@ class Streamer:
 
     def close(self) -> None:
         """Let go of the port; what is queued has LINGER seconds to leave."""
+        if self._gate is not None:
+            self._gate.close()
         self._socket.close()
         self._context.term()
+
+    def _remark(self) -> str:
+        remark = self._gate.refusals.remark() if self._gate else ""
+        return f". Refused were: {remark}" if remark else ""
 
     def _send(self, parts: Sequence[Buffer], limit: float | None, heed_abort: bool = True) -> bool:
         """True: sent. The message number is used up only then."""

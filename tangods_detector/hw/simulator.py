@@ -22,6 +22,7 @@ from tangods_detector.hw.simulator_images import (
 )
 from tangods_detector.settings import Series, Settings, TriggerMode
 from tangods_detector.streamer import Streamer, start_metadata
+from tangods_receiver import security
 from tangods_receiver.errors import ConfigError, HardwareError
 
 log = logging.getLogger(__name__)
@@ -166,8 +167,9 @@ class Camera(threading.Thread):
         try:
             o = self._options
             largest = o.width * o.height * 4
-            self._streamer = Streamer(o.host, self._port, o.hwm_bytes, largest, self._abort)
-        except HardwareError as exc:
+            guard = security.guard(o.curve_key, o.curve_clients, o.allow_peers)
+            self._streamer = Streamer(o.host, self._port, o.hwm_bytes, largest, self._abort, guard)
+        except (ConfigError, HardwareError) as exc:
             self.bound.set_exception(exc)
             return
         self.bound.set_result(self._streamer.endpoint)

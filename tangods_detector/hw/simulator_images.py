@@ -43,6 +43,9 @@ class SimulatorOptions:
     hwm_bytes: int = option(256_000_000, "so many bytes of images may wait for a slow receiver")
     send_timeout: float = option(5.0, "limit for the start message to find a receiver, s")
     seed: int = option(1, "of the random numbers")
+    curve_key: str = option("", "this sender's .key_secret file: the stream is encrypted; needs curve_clients")
+    curve_clients: str = option("", "directory with the public .key files of the receivers that may connect")
+    allow_peers: tuple[str, ...] = option((), "addresses or networks, with commas, that may connect; empty: all")
 
     def __post_init__(self) -> None:
         problems = [
