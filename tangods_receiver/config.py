@@ -74,6 +74,7 @@ class ReceiverConfig(BaseModel):
     this order; `parts` spreads the frames over so many files and `frames_per_file` begins a new one each so many
     frames (0: never), joined by a master file; `fsync_interval` how often written data are put on the disk while the
     series runs (0: after its end); `payload_crc` keeps a checksum of each payload; `channels` of a detector that has several, such
+    as thresholds, are an axis of the image dataset, or datasets of their own; `channels` of a detector that has several, such
     as thresholds, are an axis of the image dataset, or datasets of their own; `context_per_worker` False: one
     ZeroMQ context with `io_threads` threads for all workers instead of one for each; `live_rate` how many images a
     second are decoded while somebody looks, `live_average` how many a moving average is of, `rois` regions of interest
@@ -104,6 +105,7 @@ class ReceiverConfig(BaseModel):
     frames_per_file: int = Field(0, ge=0, le=2**40, strict=True)
     fsync_interval: float = Field(0.0, ge=0, le=86400, allow_inf_nan=False)
     payload_crc: bool = Field(False, strict=True)
+    channels: Literal["axis", "datasets"] = "axis"
     channels: Literal["axis", "datasets"] = "axis"
     context_per_worker: bool = Field(True, strict=True)
     live_rate: float = Field(10.0, ge=0.1, le=100, allow_inf_nan=False)

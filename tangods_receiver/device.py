@@ -51,6 +51,7 @@ PROPERTIES = {
     "FramesPerFile": "frames_per_file",
     "FsyncInterval": "fsync_interval",
     "PayloadCrc": "payload_crc",
+    "Channels": "channels",
     "ContextPerWorker": "context_per_worker",
 }
 
@@ -163,6 +164,11 @@ class StreamReceiver(Device):
         default_value=DEFAULT["fsync_interval"],
         doc="Seconds between two times that what was written is put on the disk while the series runs, so that a power "
         "loss takes no more; 0: only after the series has ended.",
+    )
+    Channels: str = device_property(
+        default_value=DEFAULT["channels"],
+        doc="axis or datasets: how the file has the images of a detector with several channels, such as the thresholds "
+        "of an EIGER2: frame, channel, row, column in one dataset, or a dataset of its own for each channel.",
     )
     PayloadCrc: bool = device_property(
         default_value=DEFAULT["payload_crc"],

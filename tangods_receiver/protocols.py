@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from tangods_receiver.protocol import Decode, dectris1, stins
+from tangods_receiver.protocol import Decode, dectris1, dectris2, stins
 
 
 class Protocol(NamedTuple):
@@ -29,4 +29,5 @@ def _same(decode: Decode) -> Callable[[int, int], Decode]:
 PROTOCOLS: dict[str, Protocol] = {
     "stins": Protocol("STINS, the streaming format of MAX IV", _same(stins.decode), itemsize=stins.ITEMSIZE),
     "dectris1": Protocol("Dectris stream V1 (legacy), of a SIMPLON control unit", _same(dectris1.decode)),
+    "dectris2": Protocol("Dectris stream V2 (CBOR), of a SIMPLON control unit", _same(dectris2.decode)),
 }

@@ -10,11 +10,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import cbor2
 import numpy as np
 
 from tangods_receiver import codecs
-from tangods_receiver.protocol import Message, dectris1, recording, stins
-from tests.receiver import dectris
+from tangods_receiver.protocol import Message, dectris1, dectris2, recording, stins
+from tests.receiver import dectris, dectris2_messages
 
 Parts = list[bytes]
 SHAPE = (6, 10)
@@ -120,6 +121,28 @@ def dectris1_seeds() -> list[Parts]:
     return [[bytes(part) for part in parts] for parts in seeds]
 
 
+def dectris2_seeds() -> list[Parts]:
+    """Good messages of every kind; file names count from the receiver's root."""
+    v2 = dectris2_messages
+    seeds = [
+        v2.start(1, SHAPE, user_data='{"filename": "a.h5"}'),
+        v2.start(2, SHAPE, "all", {"filename": "b.h5", "nframes": 20, "detector": {"energy": 1}}, channels=2),
+        v2.start(3, SHAPE, "all", {"filename": "c.h5", "save_raw": True}, dtype="uint32"),
+        v2.start(4, SHAPE, user_data="not JSON", channels=3, nimages=5),
+        v2.message({"type": "start", "series_id": 5}),
+        v2.end(1),
+        v2.end(3),
+    ]
+    for number in range(4):
+        for dtype in ("uint8", "uint16", "uint32"):
+            for encoding in v2.ENCODINGS:
+                several = {name: ramp(number + k, dtype) for k, name in enumerate(v2.THRESHOLDS[: 1 + number % 3])}
+                seeds.append(v2.image(1 + number, number, several, encoding))
+    seeds.append(v2.image(3, 1, ramp(1, "uint32", (100, 200)), user_data={"angle": 1.5}))
+    seeds.append(v2.image(1, 2, ramp(2).astype(">u2"), "none", start_time=...))
+    return seeds
+
+
 class Protocol(NamedTuple):
     """`named` a start message for this file; `marker` one of this series, in which no frame is announced."""
 
@@ -147,6 +170,13 @@ PROTOCOLS = {
             dectris1_seeds(),
             lambda name: dectris.start(1, SHAPE, "none", {"filename": name}),
             lambda series: dectris.start(series, SHAPE, "none", {"nframes": 0}),
+        ),
+        Protocol(
+            "dectris2",
+            dectris2.decode,
+            dectris2_seeds(),
+            lambda name: dectris2_messages.start(1, SHAPE, user_data={"filename": name}),
+            lambda series: dectris2_messages.start(series, SHAPE, user_data={"nframes": 0}),
         ),
     )
 }
@@ -257,8 +287,10 @@ KEYS += [
     "",
     "a/b",
 ]
+KEYS += ["image_id", "series_id", "data", "channels", "user_data", "number_of_images", "flatfield", "threshold_1"]
 KEYS += ["encoding", "size", "header_detail", "start_time", "stop_time", "real_time", "nimages", "ntrigger"]
 KEYS += [".", "..", "\0", "x" * 70000, "description", "sensor_material", "beam_center_x", "NX_class", "@x", "\ud800"]
+TAGS = [0, 1, 2, 3, 28, 29, 40, 64, 65, 69, 76, 84, 85, 87, 1040, 55799, 56500, 2**64 - 1]  # of CBOR
 LENGTHS = [0, 1, 12, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1]
 DEEP = [64, 1000, 20_000]
 
@@ -302,14 +334,52 @@ def _json(rng: Random, held: Any) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _change_json(rng: Random, part: bytes) -> bytes:
+def _change_values(rng: Random, part: bytes) -> bytes:
     """Other values, keys gone, keys added."""
+    if part.startswith(b"\xd9\xd9\xf7"):
+        return _change_cbor(rng, part)
     try:
         held = json.loads(part)
     except (ValueError, RecursionError):
         return _change_bytes(rng, part)
     if type(held) is not dict:
         return _json(rng, value(rng))
+    return _json(rng, _changed_keys(rng, held))
+
+
+def _change_cbor(rng: Random, part: bytes) -> bytes:
+    """Also inside of what is in it, and deep, and with what JSON cannot hold."""
+    try:
+        whole = cbor2.loads(part)
+        held = dict(whole) if hasattr(whole, "keys") else {"value": whole}
+        inner = [key for key in held if hasattr(held[key], "keys")]
+        if inner and rng.random() < 0.3:
+            key = rng.choice(inner)
+            held[key] = _changed_keys(rng, dict(held[key]))
+        else:
+            held = _changed_keys(rng, held)
+        if rng.random() < 0.2:
+            content = rng.choice(
+                [value(rng), rng.randbytes(12), [[6, 10], value(rng)], ["bslz4", 2, rng.randbytes(30)]]
+            )
+            held[rng.choice([*held])] = cbor2.CBORTag(rng.choice(TAGS), content)
+        data = cbor2.dumps(cbor2.CBORTag(55799, held))
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        cbor2.CBORError,
+    ):  # cannot be read, or made
+        return _change_bytes(rng, part)
+    if rng.random() < 0.02:
+        begin, depth = rng.choice([b"\x81", b"\x9f", b"\xc1", b"\xa1\x00"]), rng.choice(DEEP)
+        data = data[:3] + b"\xa1\x64deep" + begin * depth
+    return data
+
+
+def _changed_keys(rng: Random, held: dict[Any, Any]) -> dict[Any, Any]:
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         if held and rng.random() < 0.6:
             key = rng.choice(list(held))
@@ -320,7 +390,7 @@ def _change_json(rng: Random, part: bytes) -> bytes:
         else:
             key = rng.choice(KEYS)
             held[key] = _value_for(rng, key)
-    return _json(rng, held)
+    return held
 
 
 def _change_bytes(rng: Random, part: bytes) -> bytes:
@@ -375,9 +445,9 @@ def changed(rng: Random, parts: Parts, seeds: Sequence[Parts]) -> Parts:
     if kind < 0.15 or not parts:
         return _change_parts(rng, parts, seeds)
     if kind < 0.6:
-        return [_change_json(rng, parts[0]), *parts[1:]]
+        return [_change_values(rng, parts[0]), *parts[1:]]
     at = rng.randrange(len(parts))
-    how = _change_json if at and parts[at][:1] == b"{" else _change_bytes
+    how = _change_values if at and parts[at][:1] == b"{" else _change_bytes
     return [how(rng, part) if k == at else part for k, part in enumerate(parts)]
 
 

@@ -274,7 +274,7 @@ def test_everything_is_documented(device):
     assert set(defaults) == {
         *("Address", "Name", "Protocol", "Socket", "Endpoints", "Workers", "IoThreads", "Root", "Dataset", "Http"),
         *("HwmBytes", "EndTimeout", "StallTimeout", "CommitInterval", "AllowOverwrite", "Transforms", "Parts"),
-        *("FramesPerFile", "FsyncInterval", "PayloadCrc", "ContextPerWorker"),
+        *("FramesPerFile", "FsyncInterval", "PayloadCrc", "ContextPerWorker", "Channels"),
     }
     assert "None" not in defaults.values()
     assert (defaults["Workers"], defaults["Dataset"]) == ("1", DATASET)
