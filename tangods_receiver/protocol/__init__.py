@@ -22,6 +22,16 @@ class Array(NamedTuple):
     data: Buffer
 
 
+class Images(NamedTuple):
+    """How images are, by the configuration, where messages do not tell: `shape` rows first; `dtype` "": as their size
+    says; `compression` none or zlib; `counters` images of one number that follow each other."""
+
+    shape: tuple[int, int]
+    dtype: str = ""
+    compression: str = "none"
+    counters: int = 1
+
+
 class Times(NamedTuple):
     """Of one frame, besides its timestamp, in seconds: when the exposure stopped, on the timestamp's clock, and how
     long was really counted."""
@@ -41,7 +51,7 @@ class SeriesStart:
     `channels` names of the modules where these are not parts of an image but whole ones, such as thresholds;
     `arrays` for the file, by the names of NXdetector: flatfield, pixel_mask, countrate_correction_lookup_table (one
     value a count) or countrate_correction_table (pairs); those of one channel as threshold_1/flatfield;
-    `relative` numbers of frames count from that of the first frame that comes, of each module;
+    `relative` numbers of frames count from that of the first frame that comes, of whatever module;
     `times` its frames bring `Times`, for which the file then has a place.
     """
 
@@ -90,10 +100,11 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class SeriesEnd:
-    """The sender has sent everything of this series."""
+    """The sender has sent everything of this series; `nframes` that it had, sent or not (None: it does not say)."""
 
     serial: int | None = None
     series: int | None = None
+    nframes: int | None = None
 
 
 Message = SeriesStart | Frame | SeriesEnd
