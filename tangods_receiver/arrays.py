@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +18,7 @@ import numpy as np
 
 from . import codecs
 from .chunkindex import ChunkIndex
+from .errors import StreamError
 from .h5fields import ArrayFields
 from .protocol import Array, Buffer
 from .records import FileHeader, ImageLayout
@@ -34,6 +36,8 @@ TABLES = {
     "countrate_correction_table": "measured rates, and what they are corrected to",
 }
 NAMES = (*IMAGES, *TABLES)
+MOST = 80  # arrays in a file: each of these for 20 channels
+_PLAIN_NAME = re.compile(r"\w{1,40}", re.ASCII)
 LARGEST_TABLE = 16 << 20  # bytes
 CHANNEL_GROUP = "_channel"  # NXdetector_channel is named after its channel with this
 
@@ -60,23 +64,46 @@ def without_data(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array._replace(data=b"") for name, array in arrays.items() if not _wrong(name, array)}
 
 
+def moved(arrays: Mapping[str, Array], move: Callable[[np.ndarray], np.ndarray | None]) -> dict[str, Array]:
+    """Turned and cut as the images are, so that each value is still that of its pixel; the log says what cannot be."""
+    found = dict(arrays)
+    for name, array in arrays.items():
+        if name.rpartition("/")[2] not in IMAGES or len(array.shape) < 2 or _wrong(name, array):
+            continue
+        values = np.frombuffer(array.data, array.dtype).reshape(-1, *array.shape[-2:])
+        try:
+            planes = [move(plane) for plane in values]
+        except StreamError as exc:
+            log.warning("%s of the start message is not stored: the transforms cannot be applied to it: %s", name, exc)
+            del found[name]
+            continue
+        if any(plane is None for plane in planes):
+            log.warning("%s of the start message is not stored: it has no meaning for pixels put together", name)
+            del found[name]
+            continue
+        out = np.ascontiguousarray(planes)
+        found[name] = Array((*array.shape[:-2], *out.shape[1:]), array.dtype, out.reshape(-1).data)
+    return found
+
+
 def chosen(header: FileHeader, layout: ImageLayout | None, whole: Shape | None = None) -> list[Stored]:
     """What of the header's arrays fits such images (`whole`: those that their modules make); the log says what not.
 
     None while the layout is not known: there is no image for which they could be meant."""
     if layout is None:
         return []
-    found = []
+    found, refused, linked = [], [], bool(header.arrays_in)
     for name, array in header.arrays.items():
-        linked = bool(header.arrays_in)
         if wrong := ("" if linked else _wrong(name, array)) or _misfit(name, array, layout, whole):
-            if not linked:  # it is said once a series, by the file that would have it
-                log.warning("series %d: %s of the start message is not stored: %s", header.series, name[:60], wrong)
+            refused.append(f"{name[:60]!r}: {wrong}")
             continue
         channel, _, what = name.rpartition("/")
         path = f"{channel}{CHANNEL_GROUP}/{what}" if channel else what
         found.append(Stored(path, tuple(array.shape), array.dtype, array.data))
-    return found
+    if refused and not linked:  # it is said once a series, by the file that would have them
+        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+        log.warning("series %d: of the start message is not stored: %s%s", header.series, "; ".join(refused[:3]), more)
+    return found[:MOST]
 
 
 def _wrong(name: str, array: Array) -> str:
@@ -103,12 +130,12 @@ def _wrong(name: str, array: Array) -> str:
 def _misfit(name: str, array: Array, layout: ImageLayout, whole: Shape | None) -> str:
     """Why it does not fit these images."""
     channel, _, what = name.rpartition("/")
-    if channel and channel not in layout.channels:
-        return f"there is no channel {channel[:40]!r}"
+    if channel and channel not in layout.channels and not _PLAIN_NAME.fullmatch(channel):
+        return f"{channel[:40]!r} is no name of a channel"
     if what in TABLES:
         large = prod(array.shape) * np.dtype(array.dtype).itemsize > LARGEST_TABLE
         return "a table of more than 16 MiB" if large else ""
-    shapes = {(layout.modules, *layout.shape), whole} if layout.axis else {layout.shape}
+    shapes = {(layout.modules, *layout.shape), whole} if layout.axis and not channel else {layout.shape}
     if tuple(array.shape) not in shapes:
         return f"shape {list(array.shape)}, the images have {list(layout.shape)}"
     return ""
@@ -119,17 +146,23 @@ def _misfit(name: str, array: Array, layout: ImageLayout, whole: Shape | None) -
 
 def add(detector: h5py.Group, header: FileHeader, layout: ImageLayout | None, stored: Sequence[Stored]) -> None:
     """Make the datasets, still empty, or the links, in the detector's group and those of its channels."""
-    names = {array.path for array in stored}
+    paths = [array.path for array in stored]
     for array in stored:
         _put(detector, header, array, array.path)
-    for channel in layout.channels[:1] if layout is not None else ():
-        for what in IMAGES:  # of the first one, for programs that know nothing of channels, as `data` is
-            path = f"{channel}{CHANNEL_GROUP}/{what}"
-            if path in names and what not in names:
-                detector[what] = _link(detector, header, path) if header.arrays_in else detector[path]
+    if layout is None or layout.axis:
+        return
+    for what in IMAGES:  # of the first channel, for programs that know nothing of channels, as `data` is
+        of_channels = [path for path in paths if path.endswith(f"{CHANNEL_GROUP}/{what}")]
+        if layout.channels:
+            of_channels = [path for path in of_channels if path == f"{layout.channels[0]}{CHANNEL_GROUP}/{what}"]
+        if of_channels and what not in paths:
+            first = of_channels[0]
+            detector[what] = _link(detector, header, first) if header.arrays_in else detector[first]
 
 
 def _put(detector: h5py.Group, header: FileHeader, array: Stored, path: str) -> None:
+    if "/" in path:
+        detector.require_group(path.partition("/")[0]).attrs["NX_class"] = "NXdetector_channel"
     if header.arrays_in:
         detector[path] = _link(detector, header, path)
         return
@@ -143,6 +176,15 @@ def _put(detector: h5py.Group, header: FileHeader, array: Stored, path: str) -> 
 
 def _link(detector: h5py.Group, header: FileHeader, path: str) -> h5py.ExternalLink:
     return h5py.ExternalLink(os.fsencode(header.arrays_in), f"{detector.name}/{path}")
+
+
+def own(detector: h5py.Group) -> Iterator[h5py.Dataset]:
+    """Those in this file, not those that it has links to."""
+    groups = [detector[name] for name in detector if name.endswith(CHANNEL_GROUP)]
+    for group in [detector, *groups]:
+        for name in NAMES:
+            if isinstance(group.get(name, getlink=True) if name in group else None, h5py.HardLink):
+                yield group[name]
 
 
 def read(dataset: h5py.Dataset) -> np.ndarray:

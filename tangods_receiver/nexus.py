@@ -498,17 +498,16 @@ def _detector(group: h5py.Group, header: FileHeader) -> None:
 
 
 def _channels(detector: h5py.Group, header: FileHeader, layout: ImageLayout | None) -> None:
-    """An NXdetector_channel for each channel, where there is something to say of it."""
+    """What is said of each channel, in its NXdetector_channel."""
     for channel in layout.channels if layout is not None else ():
-        name, energy = f"{channel}{arrays.CHANNEL_GROUP}", None
         for source in _sources(header):
-            if isinstance(energies := source.get("threshold_energy"), Mapping):
-                energy = energies.get(channel)
-        if name in detector or isinstance(energy, Real):
-            group = _group(detector, name, "NXdetector_channel")
+            energies = source.get("threshold_energy")
+            energy = energies.get(channel) if isinstance(energies, Mapping) else None
             if isinstance(energy, Real):
+                group = _group(detector, f"{channel}{arrays.CHANNEL_GROUP}", "NXdetector_channel")
                 group["threshold_energy"] = float(energy)
                 group["threshold_energy"].attrs["units"] = "eV"
+                break
 
 
 def _sources(header: FileHeader) -> list[Mapping[str, Any]]:

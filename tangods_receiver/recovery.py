@@ -513,7 +513,7 @@ def _book_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
 
 def _time_problems(h5: h5py.File, known: _Known, scan: _Scan) -> list[str]:
     """Whether each frame has the times of one of its records."""
-    if known.layout is None or not known.layout.times:
+    if known.layout is None or not known.layout.times or not known.closed:
         return []
     group, problems = h5[nexus.detector_path(known.identity.dataset)], []
     frames = scan.headers["frame"].astype(np.int64)
@@ -541,15 +541,12 @@ def _column(dataset: h5py.Dataset, frames: NDArray) -> NDArray:
 
 def _array_problems(h5: h5py.File, known: _Known) -> list[str]:
     """Whether the arrays of the start message can be read; links to those of another file are its business."""
-    detector, problems = h5[nexus.detector_path(known.identity.dataset)], []
-    groups = [detector, *(detector.get(f"{channel}{arrays.CHANNEL_GROUP}") for channel in known.identity.channels)]
-    for group in filter(None, groups):
-        for name in arrays.NAMES:
-            if name in group and isinstance(group.get(name, getlink=True), h5py.HardLink):
-                try:
-                    arrays.read(group[name])
-                except (OSError, RuntimeError, StreamError) as exc:
-                    problems.append(f"{group.name}/{name} cannot be read: {exc}")
+    problems = []
+    for dataset in arrays.own(h5[nexus.detector_path(known.identity.dataset)]):
+        try:
+            arrays.read(dataset)
+        except (OSError, RuntimeError, StreamError) as exc:
+            problems.append(f"{dataset.name} cannot be read: {exc}")
     return problems
 
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 from math import nan, prod
 from typing import Any
 
-from tangods_receiver import channels, nexus
+from tangods_receiver import arrays, channels, nexus
 from tangods_receiver import ledger as ledgers
 from tangods_receiver.codecs import stored_as
 from tangods_receiver.errors import StreamError
@@ -369,7 +369,7 @@ class Series:
             self.ledger.lose(record.frame, record.module)
 
     def header(self, dataset: str) -> FileHeader:
-        arrays = self.start.arrays
+        found = self.start.arrays if self._chain.is_empty else arrays.moved(self.start.arrays, self._chain.placed)
         return FileHeader(
             series=self.id,
             dataset=dataset,
@@ -377,7 +377,7 @@ class Series:
             start_time=self.opened_at,
             metadata=self.start.metadata,
             filename=self.start.filename,
-            arrays=arrays if self._apart else channels.stacked(arrays, self.start.channels),
+            arrays=found if self._apart else channels.stacked(found, self.start.channels),
         )
 
     @property

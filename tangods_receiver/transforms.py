@@ -75,6 +75,15 @@ class Chain:
                 marks = step.apply(marks.astype(np.uint8), module) != 0
         return marks
 
+    def placed(self, values: codecs.Array) -> codecs.Array | None:
+        """Numbers that belong to the pixels as they arrive, as they lie in what is stored; None: pixels were summed."""
+        for step in self._steps:
+            if isinstance(step, Bin):
+                return None
+            if isinstance(step, Rotate | Flip | Crop):
+                values = step.apply(values, 0)
+        return values
+
     def _work(self, frame: Frame, module: int, data: Buffer, codec: str) -> Buffer:
         if not self._steps:
             return codecs.convert(data, frame.shape, frame.dtype, frame.codec, codec)
