@@ -88,6 +88,7 @@ class Series:
         self.opened_at = time.time()
         self.begun = self.last_arrival = time.monotonic()
         self.latest: Frame | None = None
+        self.accepted: list[Frame] | None = None  # frames that are new, until somebody takes them; None: nobody does
         self.pieces: Sequence[Frame] = ()  # of the last batch, those that hold only some modules of an image
         self.missing: ledgers.Ranges = []
         self._endpoints = endpoints
@@ -99,7 +100,9 @@ class Series:
         self._origin: int | None = None  # number of the first frame that came, where numbers are relative
         self._before = _restarted_from(start, previous)
         if rotate := start.metadata.get("rotate"):
-            self.trouble("unrotated", f"rotate {rotate} is asked for and not done: only configured transforms turn images")
+            self.trouble(
+                "unrotated", f"rotate {rotate} is asked for and not done: only configured transforms turn images"
+            )
 
     # --- belonging ---------------------------------------------------------------------------------------------------
 
@@ -182,6 +185,8 @@ class Series:
             self.latest = frames[-1]
             self.pieces = () if self.ledger.modules == 1 else frames
             self.last_arrival = time.monotonic()
+            if self.accepted is not None:
+                self.accepted += frames
             return _records(frames, arrived), []
         records: list[Record] = []
         strangers: list[Frame] = []
@@ -197,9 +202,11 @@ class Series:
                 continue
             if 1 + len(frame.more) < self.ledger.modules:
                 pieces.append(frame)
-            self._enter(frame, frame.module, frame.data, records, tally, arrived)
+            new = [self._enter(frame, frame.module, frame.data, records, tally, arrived)]
             for module, data in enumerate(frame.more, frame.module + 1):
-                self._enter(frame, module, data, records, tally, arrived)
+                new.append(self._enter(frame, module, data, records, tally, arrived))
+            if self.accepted is not None:
+                self.accepted += _new_parts(frame, new)
         self.pieces = pieces
         self.last_arrival = time.monotonic()
         return records, strangers
@@ -390,8 +397,7 @@ class Series:
 
     def end(self, message: SeriesEnd, deadline: float) -> None:
         self.ended, self.deadline = True, deadline
-        if message.serial is None or message.serial != self.end_serial:  # else said again, to be sure
-            self._ends += 1
+        self._ends += 1
         if message.serial is not None:
             self.end_serial = message.serial
         if message.nframes is not None:

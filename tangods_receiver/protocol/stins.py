@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tangods_receiver.errors import StreamError
-from tangods_receiver.protocol import Buffer, Frame, Message, Parts, SeriesEnd, SeriesStart
+from tangods_receiver.protocol import Buffer, Frame, Message, Parts, SeriesEnd, SeriesStart, Times
 from tangods_receiver.protocol.checks import (
     ITEMSIZE,
     MAX_FRAMES,
@@ -24,6 +24,10 @@ from tangods_receiver.protocol.checks import (
 CODECS = ("none", "bslz4", "lz4", "cbf")
 PACKED = ("mono12p", "mono12packed")  # types: uint16 in 12 bits each, two pixels in three bytes, in one of two orders
 MAX_MODULES = 1024
+IMAGE_KEYS = frozenset(
+    "htype frame shape type compression msg_number series module timestamp discard chunks incomplete stop_time "
+    "real_time".split()
+)
 
 
 def decode(parts: Parts) -> Message:
@@ -37,7 +41,7 @@ def decode(parts: Parts) -> Message:
     if kind == "header":
         return _start(head, parts)
     if kind == "series_end":
-        return SeriesEnd(_count(head, "msg_number"), _count(head, "series"))
+        return SeriesEnd(_count(head, "msg_number"), _count(head, "series"), _frames(head, "end message"))
     raise StreamError(f"htype is {show(kind)}, not 'header', 'image' or 'series_end'")
 
 
@@ -54,9 +58,7 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
     modules = _count(head, "modules")
     if modules is not None and not 1 <= modules <= MAX_MODULES:
         raise StreamError(f"start message: modules is {modules}, not 1 to {MAX_MODULES}")
-    nframes = _count(head, "nframes")
-    if nframes is not None and nframes > MAX_FRAMES:
-        raise StreamError(f"start message: nframes is {nframes}, more than {MAX_FRAMES}")
+    nframes = _frames(head, "start message")
     if shape is not None:
         shape = _shape(shape)
     if codec is not None or dtype in PACKED:
@@ -73,8 +75,19 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
         codec=codec,
         modules=1 if modules is None else modules,
         save=metadata.get("save_raw") not in (False, 0),
+        channels=_channels(head, shape, modules),
+        times=head.pop("times", None) is True,
         metadata={**head, **metadata},
     )
+
+
+def _channels(head: dict[str, Any], shape: tuple[int, ...] | None, modules: int | None) -> tuple[str, ...]:
+    """Names of the modules where these are whole images; what does not name them all is only metadata."""
+    count = shape[0] if shape is not None and len(shape) == 3 else modules or 1
+    names = head.get("channels")
+    if type(names) is not list or len(names) != count or not all(type(name) is str and name for name in names):
+        return ()
+    return tuple(head.pop("channels"))
 
 
 def _metadata(parts: Parts) -> dict[str, Any]:
@@ -116,6 +129,9 @@ def _frame(head: dict[str, Any], parts: Parts) -> Frame:
         if type(module) is not int or not 0 <= module < MAX_MODULES:
             raise StreamError(f"image {number}: module is {show(module)}, not 0 to {MAX_MODULES - 1}")
     shape, dtype, codec, nbytes = layout
+    incomplete, times = False, None
+    if head:  # what only our forwarding port sends
+        incomplete, times = pop("incomplete", False) is True, _times(head)
     more: tuple[Buffer, ...] = ()
     if len(parts) == 2 and len(shape) == 2:
         data = parts[1]
@@ -123,7 +139,18 @@ def _frame(head: dict[str, Any], parts: Parts) -> Frame:
             _check_payload(number, codec, nbytes, data)
     else:
         shape, data, more = _several(number, layout, chunks, parts[1:])
-    return Frame(number, shape, dtype, codec, data, module, serial, series, timestamp, discard, more, head)
+    return Frame(
+        number, shape, dtype, codec, data, module, serial, series, timestamp, discard, more, head, incomplete, times
+    )
+
+
+def _times(head: dict[str, Any]) -> Times | None:
+    """Both of them, or none; what is no time is kept with the unknown keys."""
+    stop: Any = head.get("stop_time")
+    real: Any = head.get("real_time")
+    if type(stop) not in (int, float) or type(real) not in (int, float) or max(abs(stop), abs(real)) > MAX_NUMBER:
+        return None
+    return Times(float(head.pop("stop_time")), float(head.pop("real_time")))
 
 
 def _layout(number: int, shape: Any, dtype: Any, codec: Any) -> _Layout:
@@ -198,6 +225,13 @@ def _count(head: dict[str, Any], key: str) -> int | None:
     return whole(key, head.pop(key, None))
 
 
+def _frames(head: dict[str, Any], what: str) -> int | None:
+    nframes = _count(head, "nframes")
+    if nframes is not None and nframes > MAX_FRAMES:
+        raise StreamError(f"{what}: nframes is {nframes}, more than {MAX_FRAMES}")
+    return nframes
+
+
 def _seconds(number: int, value: Any) -> float:
     if type(value) is not int or abs(value) > MAX_NUMBER:
         raise StreamError(f"image {number}: timestamp is {show(value)}, not a number of seconds")
@@ -257,6 +291,8 @@ def encode_start(
     codec: str | None = None,
     modules: int | None = None,
     metadata: Mapping[str, Any] | None = None,
+    channels: Sequence[str] = (),
+    times: bool = False,
 ) -> list[bytes]:
     """Parts of a start message; what is None is left out."""
     head = _filled(
@@ -268,6 +304,8 @@ def encode_start(
         type=dtype,
         compression=codec,
         modules=modules,
+        channels=list(channels) or None,
+        times=times or None,
     )
     return [dumps(head)] if metadata is None else [dumps(head), dumps(dict(metadata))]
 
@@ -298,9 +336,46 @@ def encode_frame_header(
     return dumps(head)
 
 
-def encode_end(serial: int | None = None, *, series: int | None = None) -> list[bytes]:
-    """Parts of an end message."""
-    return [dumps(_filled({"htype": "series_end"}, msg_number=serial, series=series))]
+def encode_frame(frame: Frame, number: int, serial: int, series: int) -> bytes:
+    """Part 0 of a frame as it is, under these numbers; its payloads follow, each in a part.
+
+    Of `extra` what no other key says and JSON can tell."""
+    shape: list[int] = list(frame.shape)
+    dtype, codec = (frame.codec, "none") if frame.codec in PACKED else (frame.dtype, frame.codec)
+    if frame.more:
+        shape.insert(0, 1 + len(frame.more))
+    head: dict[str, Any] = {"htype": "image", "frame": number, "shape": shape, "type": dtype, "compression": codec}
+    head["msg_number"], head["series"] = serial, series
+    if frame.module:
+        head["module"] = frame.module
+    if frame.timestamp is not None:
+        head["timestamp"] = frame.timestamp
+    if frame.discard:
+        head["discard"] = True
+    if frame.incomplete:
+        head["incomplete"] = True
+    if frame.times is not None:
+        head["stop_time"], head["real_time"] = frame.times
+    if not frame.extra:
+        return dumps(head)
+    known = {key: value for key, value in frame.extra.items() if key not in IMAGE_KEYS}
+    try:
+        return dumps(head | known)
+    except (TypeError, ValueError, RecursionError):  # some other protocol's
+        return dumps(head | {key: value for key, value in known.items() if _is_json({key: value})})
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def encode_end(serial: int | None = None, *, series: int | None = None, nframes: int | None = None) -> list[bytes]:
+    """Parts of an end message; `nframes` that the series had, where some of them are not sent."""
+    return [dumps(_filled({"htype": "series_end"}, msg_number=serial, series=series, nframes=nframes))]
 
 
 def _filled(head: dict[str, Any], **optional: Any) -> dict[str, Any]:
