@@ -57,6 +57,34 @@ def loads(data: Buffer) -> Any:
     return value
 
 
+def map_pairs(data: Buffer) -> list[tuple[Any, memoryview]]:
+    """Of a map, also behind a tag: each key, and the bytes of this key with its value. StreamError: it is none."""
+    value = loads(data)
+    if not isinstance(value.value if type(value) is Tag else value, dict):
+        raise StreamError(f"CBOR: a {type(value).__name__}, not a map")
+    view = memoryview(data).cast("B")
+    at = _start(view, 0) if type(value) is Tag else 0
+    pairs, last = [], view[at] == 0xA0 | _INDEFINITE
+    at, end = _start(view, at), len(view) - last
+    while at < end:
+        begin, found = at, dict[Any, Any]()
+        at = _pair(view, at, MAX_DEPTH, [MAX_ITEMS], found)
+        pairs.append((*found, view[begin:at]))
+    return pairs
+
+
+def _start(view: memoryview, at: int) -> int:
+    """Where what is in the tag or map that begins here begins."""
+    n = view[at] & 31
+    return at + 1 + (_NUMBERS[n].size if n in _NUMBERS else 0)
+
+
+def text(value: str) -> bytes:
+    """The one value that is ever written here."""
+    data = value.encode()
+    return b"\x7a" + len(data).to_bytes(4, "big") + data
+
+
 def _value(view: memoryview, at: int, depth: int, left: list[int]) -> Read:
     """The value that begins here; `depth` how many may be in each other, `left` how many there may still be.
 

@@ -36,12 +36,14 @@ from tangods_receiver.protocol.checks import (
     MAX_NUMBER,
     check_compressed,
     check_plain,
+    dumps,
     image_bytes,
     show,
     whole,
 )
 
 CBOR = 55799  # tag of a message that says itself what it is
+HEAD = b"\xd9\xd9\xf7"  # that tag
 DATE, BIG, BIG_NEGATIVE = 0, 2, 3
 ROWS_FIRST, COLUMNS_FIRST = 40, 1040  # tags of arrays
 COMPRESSED = 56500
@@ -75,6 +77,30 @@ def decode(parts: Parts) -> Message:
     if kind == "end":
         return SeriesEnd(series=_series(message, "end message"))
     raise StreamError(f"type is {show(kind)}, not 'start', 'image' or 'end'")
+
+
+def is_message(part: Buffer) -> bool:
+    """A CBOR map that says that it is CBOR; the other protocols begin with JSON."""
+    return bytes(memoryview(part)[:3]) == HEAD
+
+
+def kind(parts: Parts) -> str:
+    """`start`, `image`, `end`, or what else it says; "": nothing."""
+    try:
+        message = cbor.loads(parts[0])
+        return str(message.value["type"])
+    except (StreamError, KeyError, TypeError):
+        return ""
+
+
+def with_filename(parts: Parts, filename: str) -> list[Buffer]:
+    """A start message that names this file, whatever it named before; all else stays as it is."""
+    kept = [pair for key, pair in cbor.map_pairs(parts[0]) if key != "user_data"]
+    told = appendix.read(_json(cbor.loads(parts[0]).value.get("user_data")))
+    options = {**told.metadata, "filename": filename, "nframes": told.nframes}
+    text = dumps({key: value for key, value in options.items() if value is not None}).decode()
+    count = (len(kept) + 1).to_bytes(2, "big")
+    return [b"".join([HEAD, b"\xb9", count, *kept, cbor.text("user_data"), cbor.text(text)])]
 
 
 def channel_order(name: str) -> tuple[int, int, str]:

@@ -309,3 +309,20 @@ def test_bombs(bomb):
         assert tracemalloc.get_traced_memory()[1] < 1e6
     finally:
         tracemalloc.stop()
+
+
+def test_pairs_of_a_map():
+    inside = cbor2.dumps({"a": [1, 2], "b": {"c": b"x"}})[1:]
+    pairs = [("a", inside[:5]), ("b", inside[5:])]
+    for begin, end in [(b"\xa2", b""), (b"\xb8\x02", b""), (b"\xbf", b"\xff"), (b"\xd9\xd9\xf7\xa2", b"")]:
+        assert cbor.map_pairs(begin + inside + end) == pairs
+    assert cbor.map_pairs(b"\xd9\xd9\xf7\xbf" + inside + b"\xff") == pairs
+    assert cbor.map_pairs(b"\xa0") == cbor.map_pairs(b"\xbf\xff") == []
+    for none in (b"\x80", b"\xc1\x01", b"\xa1\x01"):
+        with pytest.raises(StreamError):
+            cbor.map_pairs(none)
+
+
+@given(st.text())
+def test_texts_written(value):
+    assert loads(cbor.text(value)) == cbor2.loads(cbor.text(value)) == value
