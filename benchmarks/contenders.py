@@ -27,13 +27,13 @@ TITLES = {
     "flat": "Python: PULL + pwritev",
     "ours": "tangods-detector",
 }
-_OPTION = re.compile(r"(w|io|p|k|commit)(\d+)|shared|nofile")
+_OPTION = re.compile(r"(w|io|p|k|commit)(\d+)|shared|nofile|dectris1")
 _FIELDS = {"w": "workers", "io": "io_threads", "p": "parts", "k": "senders", "commit": "commit_interval"}
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`nofile` and `commit_interval` are for ours; C pwrite has one file, or as many `parts` as workers."""
+    """`nofile`, `commit_interval` and `dectris1` are for ours; C pwrite has one file, or as many `parts` as workers."""
 
     key: str
     program: str
@@ -44,6 +44,11 @@ class Contender:
     nofile: bool = False
     senders: int = 1
     commit_interval: int = 1
+    dectris1: bool = False
+
+    @property
+    def protocol(self) -> str:
+        return "dectris1" if self.dectris1 else "stins"
 
     @property
     def title(self) -> str:
@@ -53,6 +58,7 @@ class Contender:
         words += [f"{self.parts} files"] * (self.parts > 1)
         words += ["no file"] * self.nofile
         words += [f"{self.senders} senders"] * (self.senders > 1)
+        words += ["Dectris stream V1"] * self.dectris1
         words += [f"commit each {self.commit_interval} s"] * (self.commit_interval != 1)
         return ", ".join([TITLES[self.program], *words])
 
@@ -79,7 +85,7 @@ class Contender:
     def _ours(self, endpoints: list[str], path: Path) -> list[str]:
         values: dict[str, Any] = {
             "name": "bench",
-            "protocol": "stins",
+            "protocol": self.protocol,
             "endpoints": endpoints,
             "workers": self.workers,
             "io_threads": self.io_threads,
@@ -107,7 +113,7 @@ def contender(key: str) -> Contender:
     for option in options:
         match = _OPTION.fullmatch(option)
         if not match or match[2] == "0":
-            raise ValueError(f"{key}: {option!r} is not like w2, io4, shared, p2, nofile, k2 or commit3600")
+            raise ValueError(f"{key}: {option!r} is not like w2, io4, shared, p2, nofile, k2, dectris1 or commit3600")
         found = replace(found, **({_FIELDS[match[1]]: int(match[2])} if match[1] else {option: True}))
     return _checked(found)
 
@@ -115,8 +121,8 @@ def contender(key: str) -> Contender:
 def _checked(found: Contender) -> Contender:
     if found.program in ("h5py", "flat") and found != Contender(found.key, found.program):
         raise ValueError(f"{found.key}: {found.program} has no options")
-    if found.program != "ours" and (found.nofile or found.commit_interval != 1):
-        raise ValueError(f"{found.key}: nofile and commit are for ours (C: null)")
+    if found.program != "ours" and (found.nofile or found.dectris1 or found.commit_interval != 1):
+        raise ValueError(f"{found.key}: nofile, dectris1 and commit are for ours (C: null)")
     if found.program == "pwrite" and found.parts not in (1, found.workers):
         raise ValueError(f"{found.key}: one file, or one for each worker")
     if found.program in ("null", "chunk") and found.parts > 1:

@@ -11,6 +11,7 @@ TABLE = ["20kB", "200kB", "2MB", "20MB"]
 BETWEEN = ["2kB", "6kB", "60kB", "600kB", "6MB"]
 REFERENCE = "pwrite"
 NEVER = "ours:commit3600"
+DECTRIS1 = "ours:dectris1"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,16 @@ def commits(quick: bool) -> Plan:
     return Plan("commits", "Commits", _sizes(names, False), ("ours", NEVER), 2 if quick else 9, NEVER, "never")
 
 
-PLANS = {"table": table, "curves": curves, "compressed": compressed, "workers": workers, "commits": commits}
+def protocols(quick: bool) -> Plan:
+    """The same frames, one protocol beside the other."""
+    names = ["1.6MB/8"] if quick else ["160kB/8", "1.6MB/8"]
+    return Plan("protocols", "Protocols", _sizes(names, False), ("ours", DECTRIS1), 2 if quick else 9, "ours", "STINS")
+
+
+PLANS = {
+    **{"table": table, "curves": curves, "compressed": compressed, "workers": workers, "commits": commits},
+    "protocols": protocols,
+}
 
 BARS = {
     "table": [
@@ -73,6 +83,7 @@ BARS = {
         *[Bar("two workers, of one", s, "ours:w2", "ours", least=0.9) for s in TABLE],
         *[Bar("two workers, two files, of one", s, "ours:w2:p2", "ours", least=1.6, cores=8) for s in TABLE],
     ],
+    "protocols": [Bar("Dectris stream V1, of STINS", "1.6MB/8", DECTRIS1, "ours", least=0.9)],
     "commits": [Bar("commit each second, of never", s, "ours", NEVER, least=0.97) for s in ("20kB", "200kB")],
 }
 

@@ -138,6 +138,7 @@ def measure(contender: Contender, size: Size, number: int, folder: Path) -> Tria
 
 def generator(contender: Contender, size: Size, path: Path) -> list[str]:
     argv = [str(HERE / "build/generator"), "-t", str(LIMIT), "-f", str(path) if contender.writes else ""]
+    argv += ["-p", contender.protocol]
     values = {"-r": size.rows, "-c": size.columns, "-n": size.frames, "-q": size.queue, "-i": SERIES}
     values |= {"-k": contender.senders, "-o": contender.senders}
     if size.ratio:
