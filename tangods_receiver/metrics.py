@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import choose_encoder
 
-from tangods_receiver.stats import Shares, Snapshot, WorkerStats
+from tangods_receiver.stats import PortStats, Shares, Snapshot, WorkerStats
 
 PREFIX = "stream_receiver_"
 STATES = ("idle", "running", "error")
@@ -19,6 +19,7 @@ ACTIVITIES = ("waiting", "transforming", "writing")
 # Of each worker since the engine began: name, help, value.
 COUNTERS: tuple[tuple[str, str, Callable[[WorkerStats], float]], ...] = (
     ("received_frames", "Frames that came", lambda w: w.received),
+    ("dropped_frames", "Frames that a PUB socket dropped, by the numbers of those that came", lambda w: w.dropped),
     ("received_bytes", "Bytes of pixels that came", lambda w: w.received_bytes),
     ("written_frames", "Frames written", lambda w: w.written),
     ("written_bytes", "Bytes of pixels written", lambda w: w.bytes),
@@ -29,6 +30,19 @@ COUNTERS: tuple[tuple[str, str, Callable[[WorkerStats], float]], ...] = (
 GAUGES: tuple[tuple[str, str, Callable[[WorkerStats], float]], ...] = (
     ("batch_size_frames", "Mean number of frames in a batch over the last second", lambda w: w.batch_size),
     ("behind_seconds", "Time since the socket was last found empty; 0: just now", lambda w: w.behind),
+)
+# Of each forwarding port since the engine began, and now.
+PORT_COUNTERS: tuple[tuple[str, str, Callable[[PortStats], float]], ...] = (
+    ("forwarded_frames", "Frames sent on to clients", lambda p: p.frames),
+    ("forwarded_bytes", "Bytes of pixels sent on to clients", lambda p: p.bytes),
+    ("forward_dropped_frames", "Frames not sent on because clients were too slow", lambda p: p.dropped),
+    ("forward_unheard_frames", "Frames not sent on because there was no client", lambda p: p.unheard),
+    ("forward_left_out_frames", "Frames not sent on because only each n-th is", lambda p: p.left_out),
+    ("forward_waited_seconds", "Time that recording waited for clients (policy lossless)", lambda p: p.waited),
+)
+PORT_GAUGES: tuple[tuple[str, str, Callable[[PortStats], float]], ...] = (
+    ("forward_peers", "Clients that are connected", lambda p: p.peers),
+    ("forward_queue_bytes", "What waits for clients", lambda p: p.queued),
 )
 # Of the present or last series.
 SERIES: tuple[tuple[str, str, Callable[[Snapshot], float]], ...] = (
@@ -71,6 +85,11 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
         "Frames that never came, counted when their series closes, since the engine began",
         value=snapshot.missing_total,
     )
+    for name, text, number in (
+        ("refused_connections", "Connections to senders that failed in the handshake", snapshot.refused),
+        ("refused_peers", "Connections to the forwarding port that were refused", snapshot.peers_refused),
+    ):
+        yield CounterMetricFamily(PREFIX + name, f"{text}, since the engine began", value=number)
     yield _by_worker_and(
         "activity",
         ACTIVITIES,
@@ -90,6 +109,10 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     )
     for name, text, value in GAUGES:
         yield _by_worker(GaugeMetricFamily, name, text, value, workers)
+    for name, text, told in PORT_COUNTERS:
+        yield _by_port(CounterMetricFamily, name, f"{text}, since the engine began", told, snapshot.forward)
+    for name, text, told in PORT_GAUGES:
+        yield _by_port(GaugeMetricFamily, name, text, told, snapshot.forward)
     for name, text, of in SERIES:
         yield GaugeMetricFamily(PREFIX + name, text, value=of(snapshot))
     yield SummaryMetricFamily(
@@ -113,6 +136,15 @@ def _by_worker(
     family: Metric = kind(PREFIX + name, text, labels=["worker"])
     for worker in workers:
         family.add_metric([str(worker.index)], value(worker))  # type: ignore[attr-defined]
+    return family
+
+
+def _by_port(
+    kind: Any, name: str, text: str, value: Callable[[PortStats], float], ports: Iterable[PortStats]
+) -> Metric:
+    family: Metric = kind(PREFIX + name, text, labels=["port"])
+    for port in ports:
+        family.add_metric([port.endpoint], value(port))  # type: ignore[attr-defined]
     return family
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import Any
 
 import zmq
 
 from tangods_receiver import compiled
 from tangods_receiver.config import ReceiverConfig
+from tangods_receiver.drops import Gaps
 from tangods_receiver.errors import ConfigError, StreamError
 from tangods_receiver.inlet import Inlet
 from tangods_receiver.protocol import Decode, Frame, Message, SeriesEnd, SeriesStart, stins
 from tangods_receiver.protocols import PROTOCOLS
 from tangods_receiver.reception import Reception
+from tangods_receiver.refusals import Refusals
+from tangods_receiver.security import Credentials
 from tangods_receiver.series import frame_bytes
 
 log = logging.getLogger(__name__)
@@ -74,17 +78,29 @@ Receiver: type[PythonReceiver] = PythonReceiver if _hotpath is None else _hotpat
 class Worker:
     """`start` returns when the socket is there (ConfigError: it could not be made); `stop` and `join` end it.
 
-    `context` one that all workers share; None: its own."""
+    `decoder` makes what decodes a connection, by its number and how many there are; `context` one that all workers
+    share; None: its own; `refusals` counts connections that are refused; `credentials` for each endpoint (none: no
+    CURVE)."""
 
     def __init__(
-        self, index: int, config: ReceiverConfig, reception: Reception, context: zmq.Context[Any] | None = None
+        self,
+        index: int,
+        config: ReceiverConfig,
+        reception: Reception,
+        decoder: Callable[[int, int], Decode],
+        context: zmq.Context[Any] | None = None,
+        refusals: Refusals | None = None,
+        credentials: Sequence[Credentials] = (),
     ) -> None:
         self._index = index
         self._config = config
         self._reception = reception
         self._chain = reception.chain
+        self._decoder = decoder
         self._context = context
-        self._protocol = PROTOCOLS[config.protocol]
+        self._refusals = refusals or Refusals()
+        self._credentials: Sequence[Credentials | None] = credentials or [None] * len(config.endpoints)
+        self._itemsize = None if config.subscribes else PROTOCOLS[config.protocol].itemsize
         self._halt = threading.Event()
         self._ready = threading.Event()
         self._failure: Exception | None = None
@@ -126,10 +142,11 @@ class Worker:
                 if self._config.subscribes:  # each would get all frames: every endpoint has one worker
                     kind, endpoints = zmq.SUB, endpoints[self._index :: self._config.workers]
                 for number, endpoint in endpoints:
-                    inlet = stack.enter_context(closing(Inlet(context.socket(kind), self._fitting(TYPICAL_FRAME))))
-                    self._connect(inlet, endpoint)
+                    new = Inlet(context.socket(kind), self._fitting(TYPICAL_FRAME), self._refusals)
+                    inlet = stack.enter_context(closing(new))
+                    self._connect(inlet, endpoint, self._credentials[number])
                     self._inlets.append(inlet)
-                    self._decoders.append(self._protocol.decoder(number, len(self._config.endpoints)))
+                    self._decoders.append(self._new_decoder(number))
                 self._ready.set()
                 with self._mine:
                     self._loop(self._inlets)
@@ -137,6 +154,13 @@ class Worker:
             self._failure = exc
         finally:
             self._ready.set()
+
+    def _new_decoder(self, number: int) -> Decode:
+        """For the connection of this number."""
+        decode = self._decoder(number, len(self._config.endpoints))
+        if not self._config.subscribes:
+            return decode
+        return Gaps(decode, partial(self._reception.dropped, self._index))
 
     @contextmanager
     def _own_context(self) -> Iterator[zmq.Context[Any]]:
@@ -146,7 +170,7 @@ class Worker:
             with zmq.Context(self._config.io_threads) as context:
                 yield context
 
-    def _connect(self, inlet: Inlet, endpoint: str) -> None:
+    def _connect(self, inlet: Inlet, endpoint: str, credentials: Credentials | None) -> None:
         socket = inlet.socket
         socket.linger = 0
         socket.setsockopt(zmq.MAXMSGSIZE, PART_BYTES)
@@ -156,15 +180,14 @@ class Worker:
         socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
         if socket.type == zmq.SUB:
             socket.subscribe(b"")
-        inlet.connect(endpoint)
+        inlet.connect(endpoint, credentials)
 
     def _loop(self, inlets: Sequence[Inlet]) -> None:
         poller = zmq.Poller()
         receivers = []
         for inlet, decode in zip(inlets, self._decoders, strict=True):
             poller.register(inlet.socket, zmq.POLLIN)
-            itemsize = self._protocol.itemsize
-            plain = Receiver(inlet.socket, decode, itemsize) if itemsize else Receiver(inlet.socket)
+            plain = Receiver(inlet.socket, decode, self._itemsize) if self._itemsize else Receiver(inlet.socket)
             receivers.append((inlet, decode, plain))
         drained_by = 0.0
         while not self._abandoned:

@@ -245,6 +245,26 @@ class LiveStats:
 
 
 @dataclass(frozen=True)
+class PortStats:
+    """A forwarding port, since the engine began: `frames` and `bytes` of pixels handed to ZeroMQ, frames `dropped` for
+    want of room, `unheard` because no client was there, `left_out` on purpose (`every`); together all that were new.
+    Now: `peers` connected, `queued` bytes that wait. `waited` s that recording waited for it (policy lossless);
+    connections that were `refused` (keys, addresses)."""
+
+    endpoint: str = ""
+    socket: str = "push"
+    peers: int = 0
+    frames: int = 0
+    bytes: int = 0
+    dropped: int = 0
+    unheard: int = 0
+    left_out: int = 0
+    queued: int = 0
+    waited: float = 0.0
+    refused: int = 0
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The state of a receiver at one moment: what /status, the Tango attributes and the tests read.
 
@@ -259,7 +279,9 @@ class Snapshot:
     `workers` what each did since the engine began; `lost` what went wrong in the open or last series, by kind;
     `missing_total` frames missing in all closed series; `commits` and `commit_seconds` since the engine began,
     `commit_time` of the last one, `longest_commit` of the open or last series; `sync_time` s that putting the last
-    closed file on the disk took; `live` what the live view shows.
+    closed file on the disk took; `live` what the live view shows; `forward` the forwarding ports; `refused` connections
+    to senders that failed in the handshake (keys, addresses) and `peers_refused` those to the forwarding port, since
+    the engine began.
     """
 
     state: str = "idle"
@@ -293,11 +315,15 @@ class Snapshot:
     longest_commit: float = 0.0
     sync_time: float = 0.0
     live: LiveStats = LiveStats()
+    forward: tuple[PortStats, ...] = ()
+    refused: int = 0
+    peers_refused: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: of plain values, lists and dictionaries."""
         values = asdict(self)
         values["live"]["rois"] = list(values["live"]["rois"])
+        values["forward"] = list(values["forward"])
         return values | {"workers": list(values["workers"]), "lost": list(values["lost"])}
 
     @classmethod
@@ -306,6 +332,7 @@ class Snapshot:
         known = _known(cls, values)
         known["workers"] = tuple(_worker(worker) for worker in known.get("workers", ()))
         known["lost"] = tuple(Loss(**_known(Loss, loss)) for loss in known.get("lost", ()))
+        known["forward"] = tuple(PortStats(**_known(PortStats, port)) for port in known.get("forward", ()))
         live = _known(LiveStats, known.get("live", {}))
         live["rois"] = tuple(RoiStats(**_known(RoiStats, roi)) for roi in live.get("rois", ()))
         known["live"] = LiveStats(**live)
