@@ -34,13 +34,15 @@ UNKNOWN = Mosaic()  # of images that belong to no series
 
 class LastFrame(NamedTuple):
     """`array` rows x columns (modules x rows x columns where nobody said how they lie), read only; `timestamp` s, nan
-    unknown; `frames` how many went into it."""
+    unknown; `frames` how many went into it; `masked` True where the stream says that a pixel has no value (None: it
+    does not say)."""
 
     number: int
     series: int
     array: codecs.Array
     timestamp: float
     frames: int = 1
+    masked: codecs.Array | None = None
 
 
 class _View:
@@ -304,8 +306,8 @@ class Live:
         if channel == 0:
             self._times.append(time.monotonic())
         timestamp = math.nan if shown.frame.timestamp is None else shown.frame.timestamp
-        picture = LastFrame(shown.frame.number, shown.series, array, timestamp)
         view.masked = mosaic.masked(array.shape, channel)
+        picture = LastFrame(shown.frame.number, shown.series, array, timestamp, masked=view.masked)
         wanted = self._wanted()
         same = view.mosaic is mosaic and view.picture is not None and view.picture.series == shown.series
         known = view.sums if same else {}
