@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import struct
-import sys
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +17,13 @@ Array = np.ndarray[Any, Any]
 Method = Literal["mean", "max", "sample"]
 
 BAND = 1 << 17  # pixels worked on at a time: what stays in the cache is done twice as fast
+VIDEO_FORMAT = "VIDEO_IMAGE"  # of a DevEncoded
 _VIDEO = struct.Struct(
     ">IHHqiiHHHH"
 )  # magic, version, mode, frame, width, height, endianness, header size, 2 x padding
 _VIDEO_MAGIC = int.from_bytes(b"VDEO", "big")
 _VIDEO_VERSION = 1
+_LITTLE = 0
 _VIDEO_MODES = {1: 0, 2: 1, 4: 2, 8: 3}  # bytes of a pixel -> LImA's Y8, Y16, Y32, Y64
 
 
@@ -123,7 +124,7 @@ def _columns(reduce: np.ufunc, lines: Array, broad: int) -> Array:
 
 
 def video_image(array: Array, number: int) -> bytes:
-    """An image as LImA's VIDEO_IMAGE: a header, big-endian, and the pixels as they are on this computer.
+    """An image as LImA's VIDEO_IMAGE: a header, big-endian, and the pixels, little-endian.
 
     The format knows unsigned integers only: the bits of signed ones are sent as they are (-1 becomes the largest
     number), real numbers are rounded to 32 bits, what has no value to the largest number. Modules lie below each
@@ -133,10 +134,9 @@ def video_image(array: Array, number: int) -> bytes:
     if array.dtype.kind == "f":
         array = _whole(array)
     rows, columns = array.shape
-    endianness = 0 if sys.byteorder == "little" else 1
     mode = _VIDEO_MODES[array.dtype.itemsize]
-    header = _VIDEO.pack(_VIDEO_MAGIC, _VIDEO_VERSION, mode, number, columns, rows, endianness, _VIDEO.size, 0, 0)
-    return b"".join((header, np.ascontiguousarray(array).data))
+    header = _VIDEO.pack(_VIDEO_MAGIC, _VIDEO_VERSION, mode, number, columns, rows, _LITTLE, _VIDEO.size, 0, 0)
+    return b"".join((header, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data))
 
 
 def _whole(array: Array) -> Array:
