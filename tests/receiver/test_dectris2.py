@@ -6,7 +6,6 @@ import cbor2
 import h5py
 import numpy as np
 import pytest
-import zmq
 from cbor2 import CBORTag
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -500,3 +499,298 @@ def test_only_stream_errors(kind, data):
         decode([bytes(changed)])
     except StreamError as exc:
         assert 0 < len(str(exc)) < 600
+
+
+# --- from the socket to the file -------------------------------------------------------------------------------------
+
+
+class ControlUnit(Sender):
+    """Sends stream V2; nothing of it has a message number."""
+
+    def take(self, filename, sent, series=1, *, end=True, user_data=None, **optional):
+        """Start, these image messages, end."""
+        user_data = {"filename": str(filename)} if user_data is None else user_data
+        self.parts(v2.start(series, SHAPE, user_data=user_data, **optional))
+        for message in sent:
+            self.parts(message)
+        if end:
+            self.parts(v2.end(series))
+
+
+@pytest.fixture
+def unit():
+    with ControlUnit() as unit:
+        yield unit
+
+
+def messages(numbers, channels=1, series=1, encoding="bslz4", dtype="uint16"):
+    return [v2.image(series, n, images(n, channels, dtype), encoding) for n in numbers]
+
+
+def planes(path, channels):
+    """Of each threshold all images."""
+    assert check(path).ok, check(path).problems
+    with h5py.File(path) as file:
+        data = file[DATASET][()]
+    return [data] if channels == 1 else [data[:, k] for k in range(channels)]
+
+
+def holds(path, numbers, channels=1, length=None, dtype="uint16"):
+    """Just these images, each where it belongs."""
+    for k, data in enumerate(planes(path, channels)):
+        assert len(data) == (length or len(numbers)) and data.dtype == dtype
+        for number, found in enumerate(data):
+            assert (found == (image(number, k, dtype) if number in numbers else 0)).all(), (
+                f"image {number}, channel {k}"
+            )
+    return True
+
+
+def value(path, name):
+    with h5py.File(path) as file:
+        return file[f"{GROUP}/{name}"][()]
+
+
+@pytest.mark.parametrize("encoding", v2.ENCODINGS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_series_as_it_was_sent(tmp_path, unit, encoding, dtype, channels):
+    """What was compressed is in the file byte for byte."""
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        sent = messages(range(4), channels, encoding=encoding, dtype=dtype)
+        unit.take("a.h5", sent, channels=channels, nimages=4, dtype=dtype)
+        s = wait_closed(engine, 1)
+    assert (s.written, s.missing, s.error) == (4 * channels, 0, "")
+    path = tmp_path / "a.h5"
+    assert holds(path, range(4), channels, dtype=dtype)
+    with h5py.File(path) as file:
+        data = file[DATASET]
+        assert data.shape == (4, *[channels] * (channels > 1), *SHAPE)
+        for number in range(4):
+            for k in range(channels):
+                where = (number, *[k] * (channels > 1), 0, 0)
+                blob = v2.blob(image(number, k, dtype), encoding)
+                assert data.id.read_direct_chunk(where) == (0, blob)
+
+
+@pytest.mark.parametrize(
+    "user_data", ['{"filename": "a.h5", "label": "sample 7"}', {"filename": "a.h5", "label": "sample 7"}]
+)
+def test_what_the_start_says_is_in_the_file(tmp_path, unit, user_data):
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.take("", messages(range(3)), detail="all", user_data=user_data, nimages=3)
+        wait_closed(engine, 1)
+    path = tmp_path / "a.h5"
+    with h5py.File(path) as file:
+        detector = file[GROUP]
+        assert file["entry/title"].asstr()[()] == "sample 7"
+        assert detector["description"].asstr()[()] == "Dectris EIGER2 Si 500K"
+        assert detector["detector_number"].asstr()[()] == "E-02-0153"
+        assert [detector[name][()] for name in ("x_pixel_size", "sensor_thickness", "count_time")] == [
+            75e-6,
+            45e-5,
+            9.999e-4,
+        ]
+        assert detector["header/detector/incident_energy"][()] == 8041.0
+        assert detector["header/detector/threshold_energy/threshold_1"][()] == 4020.5
+        assert (detector["flatfield"][()] == v2.flatfield(SHAPE)).all()
+        assert (detector["pixel_mask"][()] == v2.pixel_mask(SHAPE)).all()
+        assert (detector["countrate_correction_lookup_table"][()] == v2.lookup_table()).all()
+        assert detector["timestamp"][()] == pytest.approx([0, 0.001, 0.002])
+        assert detector["stop_time"][()] == pytest.approx([0.0009999, 0.0019999, 0.0029999])
+        assert detector["real_time"][()] == pytest.approx([0.00099988] * 3)
+
+
+def test_thresholds_in_datasets_of_their_own(tmp_path, unit):
+    with running(tmp_path, unit.endpoint, protocol="dectris2", channels="datasets") as engine:
+        mixed = [v2.image(1, n, dict(reversed(images(n, 3).items()))) for n in range(4)]
+        unit.take("a.h5", mixed, detail="all", channels=3, nimages=4)
+        s = wait_closed(engine, 1)
+    assert (s.written, s.missing, s.error) == (12, 0, "")
+    assert check(tmp_path / "a.h5").ok
+    with h5py.File(tmp_path / "a.h5") as file:
+        for k, name in enumerate(THRESHOLDS):
+            data = file[f"{GROUP}/{name}"]
+            assert data.shape == (4, *SHAPE) and (data[()] == [image(n, k) for n in range(4)]).all()
+            assert data.id.read_direct_chunk((2, 0, 0))[1] == v2.blob(image(2, k), "bslz4")
+            channel = file[f"{GROUP}/{name}_channel"]
+            assert (channel["flatfield"][()] == v2.flatfield(SHAPE, k)).all()
+            if name != "difference":
+                assert channel["threshold_energy"][()] == 4020.5 + 3000 * k
+        assert file[DATASET] == file[f"{GROUP}/threshold_1"], "for programs that know one dataset"
+
+
+def test_thresholds_of_one_dataset_have_their_arrays_in_one(tmp_path, unit):
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.take("a.h5", messages(range(2), 2), detail="all", channels=2, nimages=2)
+        wait_closed(engine, 1)
+    assert (value(tmp_path / "a.h5", "flatfield") == [v2.flatfield(SHAPE, k) for k in range(2)]).all()
+    assert (value(tmp_path / "a.h5", "pixel_mask") == [v2.pixel_mask(SHAPE, k) for k in range(2)]).all()
+
+
+def test_one_threshold_has_one_dataset_however_it_is_configured(tmp_path, unit):
+    with running(tmp_path, unit.endpoint, protocol="dectris2", channels="datasets") as engine:
+        unit.take("a.h5", messages(range(2)), detail="all", nimages=2)
+        wait_closed(engine, 1)
+    assert holds(tmp_path / "a.h5", range(2))
+    assert (value(tmp_path / "a.h5", "flatfield") == v2.flatfield(SHAPE)).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("apart", ["axis", "datasets"])
+def test_shuffled_lost_and_repeated(tmp_path, unit, channels, apart):
+    lost, twice = {3, 11, 12}, {0, 7, 19}
+    numbers = [n for n in range(20) if n not in lost] + list(twice)
+    random.Random(channels).shuffle(numbers)
+    with running(tmp_path, unit.endpoint, protocol="dectris2", channels=apart) as engine:
+        unit.take("a.h5", messages(numbers, channels), channels=channels, nimages=20)
+        s = wait_closed(engine, 1)
+    kept = set(numbers)
+    assert (s.written, s.missing, s.repeated) == (17 * channels, 3, 3 * channels)
+    assert "3 of 20 frames missing: 3, 11-12" in s.error
+    if apart == "axis":
+        assert holds(tmp_path / "a.h5", kept, channels, length=20)
+    else:
+        with h5py.File(tmp_path / "a.h5") as file:
+            for k, name in enumerate(THRESHOLDS[:channels] if channels > 1 else ["data"]):
+                data = file[f"{GROUP}/{name}"][()]
+                assert all((data[n] == (image(n, k) if n in kept else 0)).all() for n in range(20))
+
+
+def test_cut_messages_are_refused_and_the_others_stored(tmp_path, unit):
+    sent = messages(range(6), 2)
+    sent[2] = [sent[2][0][:-30]]
+    sent[4] = [sent[4][0][:100]]
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.take("a.h5", sent, channels=2, nimages=6)
+        s = wait_closed(engine, 1)
+    assert (s.written, s.missing, s.rejected) == (8, 2, 2)
+    assert holds(tmp_path / "a.h5", {0, 1, 3, 5}, 2, length=6)
+
+
+def test_damaged_pixels_are_not_stored(tmp_path, unit):
+    """Readers of a file may crash on a chunk that is none."""
+    sent = messages(range(4))
+    blob = bytearray(v2.blob(image(2), "bslz4"))
+    blob[12:16] = b"\xff" * 4  # the length of the first block
+    sent[2] = v2.image(1, 2, None, data=one(CBORTag(56500, ["bslz4", 2, bytes(blob)])))
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.take("a.h5", sent, nimages=4)
+        s = wait_closed(engine, 1)
+    assert (s.written, s.missing, s.rejected) == (3, 1, 1)
+    assert holds(tmp_path / "a.h5", {0, 1, 3}, length=4)
+
+
+def test_a_series_is_over_with_its_last_image(tmp_path, unit):
+    """The end comes when the detector is disarmed, which may be late."""
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.take("a.h5", messages(range(5)), nimages=5, end=False)
+        assert wait_closed(engine, 1).missing == 0
+        unit.parts(v2.end(1))
+        unit.take("b.h5", messages(range(5), series=2), series=2, nimages=5)
+        assert wait_closed(engine, 2).error == ""
+    assert holds(tmp_path / "a.h5", range(5)) and holds(tmp_path / "b.h5", range(5))
+
+
+def test_aborted(tmp_path, unit):
+    """The end comes before all images: those that are there are kept."""
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.take("a.h5", messages(range(3)), nimages=10)
+        s = wait_closed(engine, 1)
+    assert (s.written, s.missing) == (3, 7) and "7 of 10 frames missing: 3-9" in s.error
+    assert holds(tmp_path / "a.h5", range(3), length=10)
+
+
+def test_no_end_at_all(tmp_path, unit):
+    with running(tmp_path, unit.endpoint, protocol="dectris2", stall_timeout=0.3) as engine:
+        unit.take("a.h5", messages(range(3)), nimages=10, end=False)
+        s = wait_closed(engine, 1)
+    assert "nothing came for 0.3 s" in s.error and holds(tmp_path / "a.h5", range(3), length=10)
+
+
+def test_leftovers_of_a_stale_series(tmp_path, unit):
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        for message in (*messages(range(3), series=6), v2.end(6)):
+            unit.parts(message)
+        mixed = [m for n in range(5) for m in (*messages([n], series=7), *messages([n + 3], series=6))]
+        unit.take("a.h5", mixed, series=7, nimages=5)
+        s = wait_closed(engine, 7)
+    assert (s.written, s.missing, s.repeated) == (5, 0, 0) and s.foreign >= 4
+    assert holds(tmp_path / "a.h5", range(5))
+
+
+@pytest.mark.parametrize("user_data", [..., "remark", {"filename": ""}, {"filename": "a.h5", "save_raw": False}])
+def test_live_view_only(tmp_path, unit, user_data):
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.take("", messages(range(3), 2), user_data=user_data, channels=2, nimages=3)
+        s = wait_closed(engine, 1)
+    assert (s.written, s.discarded, s.missing, s.error) == (0, 6, 0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [["threshold_2"], ["threshold_1", "difference"], THRESHOLDS])
+def test_images_of_other_thresholds_than_announced(tmp_path, unit, names):
+    """They would come into the place of others."""
+    sent = messages(range(4), 2)
+    sent[2] = v2.image(1, 2, {name: image(2) for name in names})
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.take("a.h5", sent, channels=2, nimages=4)
+        s = wait_closed(engine, 1)
+    assert (s.written, s.missing, s.rejected) == (6, 1, len(names))
+    assert (
+        f"channels {', '.join(names)}, the series has threshold_1, threshold_2"
+        in s.lost[1].sentence + s.lost[0].sentence
+    )
+    assert holds(tmp_path / "a.h5", {0, 1, 3}, 2, length=4)
+
+
+def test_a_start_that_says_little(tmp_path, unit):
+    """Without channels and sizes, the first image tells."""
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.parts(v2.message({"type": "start", "series_id": 1, "user_data": '{"filename": "a.h5"}'}))
+        for message in messages(range(4), 2):
+            unit.parts(message)
+        unit.parts(v2.end(1))
+        s = wait_closed(engine, 1)
+    assert (s.written, s.error) == (8, "") and holds(tmp_path / "a.h5", range(4), 2)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_several_workers(tmp_path, unit, workers, channels):
+    with running(tmp_path, unit.endpoint, protocol="dectris2", workers=workers) as engine:
+        for series in range(1, 5):
+            sent = messages(range(40), channels, series)
+            unit.take(f"{series}.h5", sent, series, channels=channels, nimages=40)
+        wait_opened(engine, 4)
+        s = wait_closed(engine, 4)
+    assert (s.missing, s.foreign, s.rejected, s.error) == (0, 0, 0, "")
+    for series in range(1, 5):
+        assert holds(tmp_path / f"{series}.h5", range(40), channels)
+
+
+def test_several_files_and_datasets(tmp_path, unit):
+    """`parts`, and a dataset for each threshold."""
+    values = {"workers": 2, "parts": 2, "channels": "datasets"}
+    with running(tmp_path, unit.endpoint, protocol="dectris2", **values) as engine:
+        unit.take("a.h5", messages(range(21), 2), detail="all", channels=2, nimages=21)
+        assert wait_closed(engine, 1).error == ""
+    with h5py.File(tmp_path / "a.h5") as file:
+        for k, name in enumerate(THRESHOLDS[:2]):
+            assert (file[f"{GROUP}/{name}"][()] == [image(n, k) for n in range(21)]).all()
+
+
+def test_transforms(tmp_path, unit):
+    with running(tmp_path, unit.endpoint, protocol="dectris2", transforms=["rotate: 90", "bslz4"]) as engine:
+        unit.take("a.h5", messages(range(3), 2, encoding="lz4"), channels=2, nimages=3)
+        assert wait_closed(engine, 1).error == ""
+    for k, data in enumerate(planes(tmp_path / "a.h5", 2)):
+        assert all((data[n] == np.rot90(image(n, k))).all() for n in range(3))
+
+
+def test_the_wrong_stream(tmp_path, unit):
+    """The detector's stream is in the format `legacy`: the error says so."""
+    with running(tmp_path, unit.endpoint, protocol="dectris2") as engine:
+        unit.parts([b'{"header_detail":"basic","htype":"dheader-1.0","series":14}', b"{}"])
+        wait_for(lambda: engine.snapshot().error, what="the error")
+        assert "is the format of the detector's stream 'cbor'?" in engine.snapshot().error
