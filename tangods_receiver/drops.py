@@ -14,11 +14,14 @@ class Gaps:
     their numbers, or by those of the frames where messages have none.
 
     A SUB socket gets what it gets in the order in which it was sent: a number that is too high tells of a gap, one that
-    is too low that the sender counts anew."""
+    is too low that the sender counts anew. `begun` grows where whoever controls the sender begins a series: then, too,
+    it may count anew."""
 
-    def __init__(self, decode: Decode, dropped: Callable[[int], None]) -> None:
+    def __init__(self, decode: Decode, dropped: Callable[[int], None], begun: Callable[[], int] = int) -> None:
         self._decode = decode
         self._dropped = dropped
+        self._begun = begun
+        self._series = begun()
         self._serial: int | None = None  # of the last message; None: the next may be any
         self._number: int | None = None  # of the last frame
         self._unread = 0  # messages since then that came but told no number
@@ -42,6 +45,8 @@ class Gaps:
         elif isinstance(message, Frame):
             last, number = self._number, message.number
             self._number = number
+            if (series := self._begun()) != self._series:
+                self._series, last = series, None
         else:  # frames count from 0 in each series; nobody knows what follows its end
             self._number = -1 if isinstance(message, SeriesStart) else None
             return 0

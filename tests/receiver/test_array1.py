@@ -370,7 +370,7 @@ def blocks(language):
 def test_the_sender_of_the_page(tmp_path):
     """It runs as it stands there, in a process of its own, and its images are in the file."""
     sender, yaml = blocks("python")[0], blocks("yaml")[0]
-    assert len([line for line in sender.splitlines() if line.strip()]) <= 12
+    assert len([line for line in sender.splitlines() if line.strip()]) == 9
     with Array1(zmq.PUSH) as free:
         port = free.port  # nobody else has it now
     assert "tcp://*:9999" in sender and "tcp://detector:9999" in yaml and "/data" in yaml
