@@ -175,7 +175,7 @@ PROTOCOLS = {
             "dectris2",
             dectris2.decode,
             dectris2_seeds(),
-            lambda name: dectris2_messages.start(1, SHAPE, user_data={"filename": name}),
+            lambda name: dectris2_messages.start(1, SHAPE, user_data=json.dumps({"filename": name})),
             lambda series: dectris2_messages.start(series, SHAPE, user_data={"nframes": 0}),
         ),
     )
