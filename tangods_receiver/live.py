@@ -147,7 +147,7 @@ class Live:
         found = rois.parse(regions)
         with self._decoding:
             self._history = rois.History(found)
-            if (view := self._views.get(0)) is not None and view.picture is not None:
+            if found and (view := self._views.get(0)) is not None and view.picture is not None:
                 self._measure(view, view.picture)
         self._wake()
 
@@ -218,7 +218,7 @@ class Live:
 
     def _wanted(self) -> set[tuple[Kind, int]]:
         """What somebody looks at."""
-        since = time.monotonic() - LOOK
+        since = time.monotonic() - max(LOOK, 2 * self._period)
         wanted = {what for what, when in list(self._looks.items()) if when > since}
         return wanted | {("last", 0)} if self._history.rois else wanted
 

@@ -31,46 +31,57 @@ class Shown(NamedTuple):
 
 
 class Collector:
-    """Puts the modules of an image together that come in messages of their own, from several senders, one ahead of the
-    other. One image is waited for at a time; those that pass by meanwhile are not shown."""
+    """Puts the modules of an image together that come in messages of their own, one sender or worker ahead of the
+    other. Two images are waited for: one until it is whole, and the newest, which the next newer one displaces; so
+    something is shown while the senders are far apart, and the last image is when they have ended."""
 
     def __init__(self, series: int, modules: int) -> None:
         self.series = series
         self.modules = modules
-        self._newest = [-1] * modules  # number that each module came to
-        self._pieces: list[Piece | None] = [None] * modules
+        self._waiting: dict[int, list[Piece | None]] = {}  # by number of the image
         self._absent: set[int] = set()  # modules that were waited for in vain; until they come
-        self._number = -1  # of the image that is waited for; -1: any
-        self._since = 0.0
+        self._last = -1  # number of the image that was shown last
+        self._since: float | None = None  # that frames came and nothing was shown
 
     def add(self, frame: Frame, now: float) -> Shown | None:
-        """The image that is complete with it, or as complete as it can be, or too late."""
-        if self._number < 0:
-            self._number, self._since = frame.number, now
-        for module, data in enumerate((frame.data, *frame.more), frame.module):
-            if module < self.modules:
-                self._newest[module] = frame.number
-                self._absent.discard(module)
-                if frame.number == self._number:
-                    self._pieces[module] = frame, data
-        if all(newest >= self._number for m, newest in enumerate(self._newest) if m not in self._absent):
-            return self._let_go(now)
+        """The image that is whole with it, or is given up waiting for."""
+        if self._since is None:
+            self._since = now
+        modules = range(frame.module, min(self.modules, frame.module + 1 + len(frame.more)))
+        self._absent.difference_update(modules)
+        if (pieces := self._place(frame.number)) is not None:
+            for module, data in zip(modules, (frame.data, *frame.more), strict=False):
+                pieces[module] = frame, data
+            if all(piece is not None or module in self._absent for module, piece in enumerate(pieces)):
+                return self._let_go(frame.number, now)
         return self.overdue(now)
 
     def overdue(self, now: float) -> Shown | None:
         """What is there of an image whose other modules do not come."""
-        if self._number < 0 or now - self._since <= LATE:
+        if self._since is None or now - self._since <= LATE:
             return None
-        self._absent = {module for module, newest in enumerate(self._newest) if newest < self._number}
-        return self._let_go(now)
+        if not self._waiting:  # all that comes is older than what was shown: the sender began again
+            self._last, self._since = -1, None
+            return None
+        images = self._waiting.values()
+        self._absent = {module for module in range(self.modules) if all(pieces[module] is None for pieces in images)}
+        return self._let_go(min(self._waiting), now)
 
-    def _let_go(self, now: float) -> Shown | None:
-        """Next is one that no module has passed yet."""
-        pieces, newest = tuple(self._pieces), max(self._newest)
-        self._pieces = [None] * self.modules
-        self._number, self._since = (newest + 1 if newest > self._number else -1), now
+    def _place(self, number: int) -> list[Piece | None] | None:
+        """Where the modules of this image go; None: it is not waited for."""
+        waiting = self._waiting
+        if number not in waiting and number > max((self._last, *waiting)):
+            if len(waiting) == 2:
+                del waiting[max(waiting)]
+            waiting[number] = [None] * self.modules
+        return waiting.get(number)
+
+    def _let_go(self, number: int, now: float) -> Shown | None:
+        pieces = self._waiting[number]
+        self._waiting = {other: found for other, found in self._waiting.items() if other > number}
+        self._last, self._since = number, now if self._waiting else None
         first = next((piece for piece in pieces if piece is not None), None)
-        return None if first is None else Shown(self.series, first[0], pieces)
+        return None if first is None else Shown(self.series, first[0], tuple(pieces))
 
 
 class Mosaic:

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -57,6 +57,7 @@ def test_mean_and_maximum_are_of_the_pixels_that_have_a_value(array, factor, ban
     assert seen == mean.size
 
 
+@settings(max_examples=25)
 @given(images(), st.integers(1, 12))
 def test_samples_are_the_first_pixels(array, factor):
     high, broad = (min(factor, n) for n in array.shape[-2:])

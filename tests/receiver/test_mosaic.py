@@ -43,10 +43,10 @@ def test_messages_of_some_modules_each():
 def test_one_sender_ahead_of_the_other():
     """Never mixed, and what is shown is whole as soon as both come to the same image."""
     frames = [piece(number, 0) for number in range(60)] + [piece(number, 1) for number in range(60)]
-    frames += [piece(number, module) for number in range(60, 70) for module in (0, 1)]
-    shown = collect(Collector(1, 2), frames)
-    assert shown[0] == (0, [0, 1]) and shown[-1] == (69, [0, 1])
-    assert all(modules == [0, 1] for _, modules in shown)
+    assert collect(Collector(1, 2), frames) == [(0, [0, 1]), (59, [0, 1])]
+    by_turns = [piece(number + 20 * (1 - module), module) for number in range(100) for module in (0, 1)]
+    shown = collect(Collector(1, 2), by_turns)
+    assert len(shown) >= 4 and all(modules == [0, 1] for _, modules in shown)
 
 
 def test_shuffled_senders():
@@ -58,13 +58,27 @@ def test_shuffled_senders():
         while any(queues):
             frames.append(source.choice([queue for queue in queues if queue]).pop(0))
         shown = collect(Collector(1, 4), frames)
-        assert shown and all(modules == [0, 1, 2, 3] for _, modules in shown)
+        assert all(modules == [0, 1, 2, 3] for _, modules in shown)
         assert [number for number, _ in shown] == sorted({number for number, _ in shown})
+        assert shown[-1][0] == 39, "the last image is shown when all have ended"
 
 
-def test_a_module_that_was_lost_is_left_open():
+def test_workers_that_share_a_stream():
+    """Also the messages of one module overtake each other."""
+    source = random.Random(4)
+    for _ in range(50):
+        messages = [piece(number, module) for number in range(40) for module in range(3)]
+        queues, frames = [messages[0::2], messages[1::2]], []
+        while any(queues):
+            frames.append(source.choice([queue for queue in queues if queue]).pop(0))
+        shown = collect(Collector(1, 3), frames)
+        assert len(shown) >= 2 and all(modules == [0, 1, 2] for _, modules in shown)
+        assert shown[-1][0] == 39
+
+
+def test_an_image_that_lacks_a_module_is_passed_over():
     frames = [piece(0, 0), piece(0, 1), piece(1, 0), piece(2, 0), piece(2, 1)]
-    assert collect(Collector(1, 2), frames)[:2] == [(0, [0, 1]), (1, [0])]
+    assert collect(Collector(1, 2), frames) == [(0, [0, 1]), (2, [0, 1])]
 
 
 def test_a_module_that_never_comes_is_waited_for_once():
@@ -80,10 +94,10 @@ def test_a_module_that_never_comes_is_waited_for_once():
 
 def test_a_stream_that_begins_again_at_0():
     collector = Collector(0, 2)
-    collect(collector, [piece(100, 0), piece(101, 0), piece(100, 1)])
-    collector.add(piece(0, 0), 0.0)
-    frames = [piece(number, module) for number in range(1, 6) for module in (1, 0)]
-    assert collect(collector, frames, 2 * LATE)[-1] == (5, [0, 1])
+    assert collect(collector, [piece(100, 0), piece(100, 1)]) == [(100, [0, 1])]
+    assert collect(collector, [piece(0, 0), piece(0, 1)], 5.0) == []
+    assert collect(collector, [piece(1, 1)], 5.1 + LATE) == []
+    assert collect(collector, [piece(2, 0), piece(2, 1)], 5.1 + LATE) == [(2, [0, 1])]
 
 
 def test_modules_beyond_those_that_were_announced_are_left_out():
