@@ -1,6 +1,7 @@
 """array-1.0: messages, the whole way into a file, and series that the control side begins."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tangods_receiver import config
+from tangods_receiver.device import series_to_begin
+from tangods_receiver.engine import Engine
 from tangods_receiver.errors import ConfigError, StreamError, WriteError
 from tangods_receiver.protocol import Frame, array1
 from tests.receiver.senders import Array1, subscribed, total
@@ -377,8 +380,6 @@ def test_the_sender_of_the_page(tmp_path):
     code = sender.replace("tcp://*:9999", f"tcp://127.0.0.1:{port}")
     made = yaml.replace("detector:9999", f"127.0.0.1:{port}").replace("/data", str(tmp_path))
     (tmp_path / "receiver.yaml").write_text(made.replace("127.0.0.1:8000", "127.0.0.1:0"))
-    from tangods_receiver.engine import Engine
-
     with Engine(config.load(tmp_path / "receiver.yaml")) as engine:
         engine.begin("run1.h5", 100)
         with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
@@ -391,13 +392,15 @@ def test_the_sender_of_the_page(tmp_path):
     assert data.shape == (100, 512, 1024) and (data[:, 0, 0] == np.arange(100)).all()
 
 
-def test_the_calls_of_the_page():
-    """What is sent by curl and by Tango is what the receiver takes."""
-    from tangods_receiver.device import series_to_begin
-
-    text = PAGE.read_text()
-    body = text.split("-d '")[1].split("'")[0]
-    assert json.loads(body).keys() == {"filename", "nframes", "metadata"}
-    name, nframes, metadata = series_to_begin(body)
-    assert (name, nframes) == ("run1.h5", 100) and metadata
-    assert "/begin" in text and "BeginSeries" in text
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_calls_of_the_page(tmp_path):
+    """curl and Tango say the same, and it is what the receiver takes."""
+    shell, tango = blocks("sh")[0], blocks("py")[0]
+    assert "BeginSeries" in tango and series_to_begin(tango.split("'")[1])[:2] == ("run1.h5", 100)
+    token = tmp_path / ".token"
+    values = {"http": "127.0.0.1:0", "http_token_file": str(token), "protocol": "array1"}
+    with Array1(zmq.PUSH) as sender, running(tmp_path, sender.endpoint, **values) as engine:
+        call = shell.replace("127.0.0.1:8000", f"127.0.0.1:{engine.http_port}").replace("/data/.token", str(token))
+        done = subprocess.run(["bash", "-c", call.replace("curl", "curl -sS", 1)], capture_output=True, text=True)
+        assert done.returncode == 0 and json.loads(done.stdout) == {"series": 1}, done
+        assert engine.snapshot().file == str(tmp_path / "run1.h5")
