@@ -17,7 +17,7 @@ import zmq
 
 from tangods_receiver.errors import ConfigError, HardwareError, StreamError
 from tangods_receiver.gate import secure_server
-from tangods_receiver.protocol import dectris1, recording, stins
+from tangods_receiver.protocol import dectris1, dectris2, recording, stins
 from tangods_receiver.security import Guard
 
 log = logging.getLogger(__name__)
@@ -148,6 +148,8 @@ def _cbf_shape(header: str, path: str | Path) -> tuple[int, int]:
 
 def _kind(parts: Parts) -> str:
     """`start`, `image` or `end`; "" when it cannot be told."""
+    if parts and dectris2.is_message(parts[0]):
+        return dectris2.kind(parts)
     try:
         htype = str(json.loads(parts[0])["htype"])
     except (ValueError, KeyError, TypeError, IndexError):
@@ -160,7 +162,9 @@ def _kind(parts: Parts) -> str:
 
 
 def _renamed(start: Parts, filename: str) -> Parts:
-    """STINS: the key `filename`; Dectris stream V1: in the appendix, which is made if there is none."""
+    """STINS: the key `filename`; Dectris: in the appendix, which is made if there is none."""
+    if dectris2.is_message(start[0]):
+        return [bytes(part) for part in dectris2.with_filename(start, filename)]
     head = json.loads(start[0])
     if head["htype"] == "header":
         return [stins.dumps({**head, "filename": filename}), *start[1:]]

@@ -22,8 +22,8 @@ from tangods_detector.replay import cbf_metadata, cbf_series, disturb, open_file
 from tangods_receiver.config import make
 from tangods_receiver.engine import Engine
 from tangods_receiver.errors import ConfigError, HardwareError, StreamError
-from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, dectris1, recording, stins
-from tests.receiver import dectris
+from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, dectris1, dectris2, recording, stins
+from tests.receiver import dectris, dectris2_messages
 from tests.waiting import wait_for
 
 # Recordings of real detectors, which are not part of this repository.
@@ -153,6 +153,34 @@ def test_a_recording_is_read_as_it_was_written(tmp_path, name):
 def test_only_the_first_start_message_gets_the_name(tmp_path):
     recording.write(tmp_path / "a.bin", [*series(1), *series(1)])
     assert list(open_recording(tmp_path / "a.bin", "/b.h5")) == [*series(1, "/b.h5"), *series(1)]
+
+
+@pytest.mark.parametrize(
+    "user_data", [..., '{"label": "x", "filename": "old.h5"}', {"label": "x", "nframes": 3}, "remark"]
+)
+def test_the_name_is_in_the_user_data_of_stream_v2(tmp_path, user_data):
+    """All else is as it was, byte for byte."""
+    start = dectris2_messages.start(14, (4, 6), "all", user_data)
+    image = dectris2_messages.image(14, 0, np.zeros((4, 6), np.uint16))
+    recording.write(tmp_path / "v2.bin", [start, image, dectris2_messages.end(14)])
+    first, *others = list(open_files([tmp_path / "v2.bin"], "new.h5"))
+    before, after = dectris2.decode(start), dectris2.decode(first)
+    assert (after.filename, after.nframes, others) == ("new.h5", before.nframes, [image, dectris2_messages.end(14)])
+    kept = {key: value for key, value in before.metadata.items() if key != "appendix"}
+    assert after.metadata == {**kept, **({"appendix": "remark"} if user_data == "remark" else {})}
+    assert after.arrays == before.arrays
+    assert list(open_files([tmp_path / "v2.bin"])) == [start, *others]
+
+
+def test_images_of_stream_v2_are_cut_and_repeated():
+    image = [dectris2_messages.image(1, n, np.zeros((4, 6), np.uint16)) for n in range(4)]
+    start, end = dectris2_messages.start(1, (4, 6)), dectris2_messages.end(1)
+    assert list(disturb([start, *image, end], cut=2)) == [start, image[0], image[2], end]
+    assert list(disturb([start, *image[:1], end], repeat=2)) == [start, image[0], image[0], end]
+    assert list(disturb([[b"\xd9\xd9\xf7\xff"], [b"\xd9\xd9\xf7\xa0"]], cut=1)) == [
+        [b"\xd9\xd9\xf7\xff"],
+        [b"\xd9\xd9\xf7\xa0"],
+    ]
 
 
 @pytest.mark.parametrize("detail", dectris.DETAILS)
