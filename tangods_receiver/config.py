@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,9 @@ from tangods_receiver.rois import parse as parse_rois
 
 COMPRESSIONS = ("none", "zlib")  # of what `images` tells
 MAX_IMAGE = 1 << 30  # bytes of one image
+MAX_PORTS = 16
 _ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+_BOUND = re.compile(r"tcp://(\*|\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 
 
@@ -59,26 +62,74 @@ class ImagesConfig(BaseModel):
         return value
 
 
+class ForwardPort(BaseModel):
+    """A port where what is received is sent on, as STINS. `endpoint` that is bound (port 0: any free one); `socket`
+    push (clients share the frames) or pub (each gets all); `policy` drop (what does not fit into `queue_bytes`) or
+    lossless (a slow client slows recording); `every` n: each n-th frame only; `filename` in the start message: keep,
+    none, or a pattern with {directory}, {name}, {series}."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: str
+    socket: Literal["push", "pub"] = "push"
+    policy: Literal["drop", "lossless"] = "drop"
+    every: int = Field(1, ge=1, le=2**31, strict=True)
+    queue_bytes: int = Field(256 * 2**20, ge=2**20, le=2**40, strict=True)
+    filename: str = "keep"
+
+    @field_validator("endpoint")
+    @classmethod
+    def _can_be_bound(cls, value: str) -> str:
+        match = _BOUND.fullmatch(value)
+        if not match or int(match[2]) > 65535:
+            raise ValueError(f"{value!r} is not like tcp://127.0.0.1:9998 (tcp://*:9998: all interfaces)")
+        return value
+
+    @field_validator("filename")
+    @classmethod
+    def _name_or_pattern(cls, value: str) -> str:
+        if value in ("keep", "none"):
+            return value
+        try:
+            fields = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+            value.format(directory="/d", name="n", series=1)
+        except (ValueError, KeyError, IndexError, AttributeError):
+            fields = set()
+        if not fields & {"name", "series"} or not fields <= {"directory", "name", "series"}:
+            raise ValueError(f"{value!r} is neither keep, none, nor a pattern like {{directory}}/{{name}}_processed.h5")
+        return value
+
+    @property
+    def address(self) -> str:
+        """As ZeroMQ wants it."""
+        return self.endpoint[:-1] + "*" if self.endpoint.endswith(":0") else self.endpoint
+
+
 class ReceiverConfig(BaseModel):
     """Times in seconds, sizes in bytes.
 
     `protocol` one of `protocols.PROTOCOLS`; `images` how images are, for a protocol whose messages do not tell:
-    `shape` [rows, columns], `type` ("": by their size), `compression` none or zlib, `counters`; `socket` pull or sub ("": what is usual for the protocol);
+    `shape` [rows, columns], `type` ("": by their size), `compression` none or zlib, `counters`;
+    `socket` pull or sub ("": what is usual for the protocol);
     `endpoints` the senders to pull from (several send one series together, and wait for its close before the next);
     `workers` threads, each with a socket to all endpoints; `root` the directory
     below which files may be written; `dataset` path of the images in the file; `http` "host:port" ("" none, port 0
     any free one), `http_hosts` more names by which it may be asked, `http_token_file` holds the token that a POST needs
-    (made when it is not there; "": HTTP is read-only); `hwm_bytes` what may wait in memory per worker and endpoint;
+    (made when it is not there; "": HTTP is read-only); `forward` ports where frames are sent on (`ForwardPort`, or an
+    address alone); `hwm_bytes` what may wait in memory per worker and endpoint;
     `end_timeout` how long missing frames are waited for after the end message; `stall_timeout` closes a series in which nothing comes (0: never);
     `allow_overwrite` lets a start message that asks for it replace an existing file; `transforms` the pixel work, in
     this order; `parts` spreads the frames over so many files and `frames_per_file` begins a new one each so many
     frames (0: never), joined by a master file; `fsync_interval` how often written data are put on the disk while the
     series runs (0: after its end); `payload_crc` keeps a checksum of each payload; `channels` of a detector that has several, such
-    as thresholds, are an axis of the image dataset, or datasets of their own; `channels` of a detector that has several, such
     as thresholds, are an axis of the image dataset, or datasets of their own; `context_per_worker` False: one
     ZeroMQ context with `io_threads` threads for all workers instead of one for each; `live_rate` how many images a
     second are decoded while somebody looks, `live_average` how many a moving average is of, `rois` regions of interest
-    that are measured in them: "name x y width height" or mappings with these keys, in pixels."""
+    that are measured in them: "name x y width height" or mappings with these keys, in pixels.
+
+    CURVE (`security`): `curve_key` the receiver's own .key_secret file; `curve_server_keys` the .key file of the
+    senders, one for all or one for each endpoint; `curve_clients` a directory with the .key files of those who may
+    connect to the forwarding port, `allow_peers` addresses or networks from which they may (empty: from all)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -94,7 +145,7 @@ class ReceiverConfig(BaseModel):
     http: str = "127.0.0.1:8000"
     http_hosts: tuple[str, ...] = ()
     http_token_file: str = ""
-    forward: str = ""
+    forward: tuple[ForwardPort, ...] = ()
     hwm_bytes: int = Field(256 * 2**20, ge=2**20, le=2**40, strict=True)
     end_timeout: float = Field(2.0, ge=0, le=3600, allow_inf_nan=False)
     stall_timeout: float = Field(0.0, ge=0, le=30 * 86400, allow_inf_nan=False)
@@ -106,11 +157,14 @@ class ReceiverConfig(BaseModel):
     fsync_interval: float = Field(0.0, ge=0, le=86400, allow_inf_nan=False)
     payload_crc: bool = Field(False, strict=True)
     channels: Literal["axis", "datasets"] = "axis"
-    channels: Literal["axis", "datasets"] = "axis"
     context_per_worker: bool = Field(True, strict=True)
     live_rate: float = Field(10.0, ge=0.1, le=100, allow_inf_nan=False)
     live_average: int = Field(10, ge=1, le=10**6, strict=True)
     rois: tuple[Roi, ...] = ()
+    curve_key: str = ""
+    curve_server_keys: tuple[str, ...] = ()
+    curve_clients: str = ""
+    allow_peers: tuple[str, ...] = ()
 
     @field_validator("protocol")
     @classmethod
@@ -137,7 +191,7 @@ class ReceiverConfig(BaseModel):
         except ConfigError as exc:
             raise ValueError(str(exc).removeprefix("rois: ")) from exc
 
-    @field_validator("endpoints", mode="before")
+    @field_validator("endpoints", "curve_server_keys", "allow_peers", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -196,11 +250,20 @@ class ReceiverConfig(BaseModel):
             raise ValueError(f"{value!r} does not begin with /: say where the file is")
         return value
 
+    @field_validator("forward", mode="before")
+    @classmethod
+    def _ports_in_words(cls, value: Any) -> Any:
+        ports = [] if value is None or value == "" else value if isinstance(value, list | tuple) else [value]
+        return [port_in_words(port) for port in ports]
+
     @field_validator("forward")
     @classmethod
-    def _not_yet(cls, value: str) -> str:
-        if value:
-            raise ValueError("the forwarding port is not available yet: leave it empty")
+    def _ports_differ(cls, value: tuple[ForwardPort, ...]) -> tuple[ForwardPort, ...]:
+        fixed = [port.endpoint for port in value if not port.endpoint.endswith(":0")]
+        if len(set(fixed)) != len(fixed):
+            raise ValueError("the same endpoint twice")
+        if len(value) > MAX_PORTS:
+            raise ValueError(f"{len(value)} ports, more than {MAX_PORTS}")
         return value
 
     @model_validator(mode="after")
@@ -216,8 +279,8 @@ class ReceiverConfig(BaseModel):
     def _read_in_order(self) -> ReceiverConfig:
         if self.workers > 1 and not self.subscribes and PROTOCOLS[self.protocol].in_order:
             raise ValueError(
-                f"workers: {self.workers} cannot share a stream of protocol {self.protocol}, whose messages must be read "
-                "in the order in which they were sent; use one"
+                f"workers: {self.workers} cannot share a stream of protocol {self.protocol}, whose messages must be "
+                "read in the order in which they were sent; use one"
             )
         return self
 
@@ -243,6 +306,18 @@ class ReceiverConfig(BaseModel):
     def subscribes(self) -> bool:
         """Its sockets are SUB: each endpoint belongs to one worker, and what comes too fast is dropped."""
         return self.socket == "sub" or (not self.socket and PROTOCOLS[self.protocol].subscribes)
+
+
+def port_in_words(given: Any) -> Any:
+    """A forwarding port as one may write it: its address, or its settings in YAML, with braces or without."""
+    if not isinstance(given, str):
+        return given
+    text = given.strip()
+    try:
+        read = yaml.safe_load(text if text.startswith("{") or ": " not in text else f"{{{text}}}")
+    except yaml.YAMLError as exc:
+        raise ValueError(f"{given!r}: not YAML ({' '.join(str(exc).split())})") from exc
+    return read if isinstance(read, dict) else {"endpoint": text}
 
 
 def make(values: Mapping[str, Any], source: str = "configuration") -> ReceiverConfig:

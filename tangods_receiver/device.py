@@ -8,15 +8,17 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import numpy as np
 from tango import DevState
 from tango.server import Device, attribute, command, device_property, run
 
-from tangods_receiver import __version__, config, stats, tango_edge
+from tangods_receiver import __version__, config, imaging, rois, stats, tango_edge
 from tangods_receiver.engine import Engine
 from tangods_receiver.errors import ConfigError, DaqError
+from tangods_receiver.live import LastFrame
 from tangods_receiver.protocol.stins import MAX_FRAMES
 from tangods_receiver.remote import RemoteEngine
 
@@ -26,6 +28,7 @@ MAX_WORKERS = 64
 MAX_LOSSES = 32  # kinds; there are fewer
 LOOK = 0.05  # s between two looks at the engine for events
 MAX_SIDE = 32768  # rows and columns of LastImage
+PREVIEW = (1024, 1024)  # rows and columns into which LiveDownsample 0 fits an image
 CLOSE_LIMIT = 2.0  # s that Init and Kill wait for the file; closing goes on after that
 STATES = {"idle": DevState.ON, "running": DevState.RUNNING, "error": DevState.FAULT, "unreachable": DevState.UNKNOWN}
 DEFAULT = {name: field.default for name, field in config.ReceiverConfig.model_fields.items()}
@@ -34,6 +37,7 @@ DEFAULT = {name: field.default for name, field in config.ReceiverConfig.model_fi
 PROPERTIES = {
     "Name": "name",
     "Protocol": "protocol",
+    "Images": "images",
     "Socket": "socket",
     "Endpoints": "endpoints",
     "Workers": "workers",
@@ -41,6 +45,9 @@ PROPERTIES = {
     "Root": "root",
     "Dataset": "dataset",
     "Http": "http",
+    "HttpHosts": "http_hosts",
+    "TokenFile": "http_token_file",
+    "Forward": "forward",
     "HwmBytes": "hwm_bytes",
     "EndTimeout": "end_timeout",
     "StallTimeout": "stall_timeout",
@@ -53,6 +60,13 @@ PROPERTIES = {
     "PayloadCrc": "payload_crc",
     "Channels": "channels",
     "ContextPerWorker": "context_per_worker",
+    "LiveMaxRate": "live_rate",
+    "LiveAverage": "live_average",
+    "InitialRois": "rois",
+    "CurveKey": "curve_key",
+    "CurveServerKeys": "curve_server_keys",
+    "CurveClients": "curve_clients",
+    "AllowPeers": "allow_peers",
 }
 
 
@@ -83,9 +97,23 @@ def _per_worker(get: Callable[[stats.WorkerStats], Any], dtype: Any, label: str,
     return Shown(lambda s: [get(w) for w in s.workers], (dtype,), label, doc, max_dim_x=MAX_WORKERS, **more)
 
 
+def _per_port(get: Callable[[stats.PortStats], Any], dtype: Any, label: str, doc: str, **more: Any) -> Shown:
+    """A spectrum with one value for each forwarding port; empty where there is none."""
+    return Shown(lambda s: [get(port) for port in s.forward], (dtype,), label, doc, max_dim_x=config.MAX_PORTS, **more)
+
+
 def _share(get: Callable[[stats.Shares], float], label: str, doc: str) -> Shown:
     more = {"unit": "%", "format": "%.0f"}
     return _per_worker(lambda w: round(100.0 * get(w.now)), float, label, f"{doc} Of each worker.", **more)
+
+
+def _per_roi(get: Callable[[stats.RoiStats], Any], dtype: Any, label: str, doc: str, **more: Any) -> Shown:
+    """A spectrum with one value for each region of interest."""
+    return Shown(lambda s: [get(roi) for roi in s.live.rois], (dtype,), label, doc, max_dim_x=rois.MOST, **more)
+
+
+def _or_nan(value: float | None) -> float:
+    return nan if value is None else value
 
 
 class StreamReceiver(Device):
@@ -99,6 +127,11 @@ class StreamReceiver(Device):
     Name: str = device_property(default_value="", doc="Name of the receiver in logs. Empty: the device's name.")
     Protocol: str = device_property(
         default_value=DEFAULT["protocol"], doc=f"Protocol of the stream. Known: {', '.join(config.PROTOCOLS)}."
+    )
+    Images: str = device_property(
+        default_value="",
+        doc="How images are, for a protocol whose messages do not tell (xspd), in YAML: {shape: [516, 1556]}, rows "
+        "first; also type: uint16 (else as their size says), compression: zlib, counters: 2. Empty for all others.",
     )
     Socket: str = device_property(
         default_value=DEFAULT["socket"],
@@ -122,8 +155,26 @@ class StreamReceiver(Device):
     Dataset: str = device_property(default_value=DEFAULT["dataset"], doc="Path of the image dataset in the file.")
     Http: str = device_property(
         default_value="",
-        doc="host:port of the HTTP side (status, last image, metrics), for example 127.0.0.1:8000; port 0 takes a free "
-        "one, see the attribute HttpAddress. Empty or none: no HTTP.",
+        doc="host:port of the HTTP side (status, images, live page, metrics), for example 127.0.0.1:8000; port 0 takes "
+        "a free one, see the attribute HttpAddress. Empty or none: no HTTP.",
+    )
+    HttpHosts = device_property(
+        dtype=(str,),
+        default_value=[],
+        doc="More host names by which the HTTP side may be asked, one per line, for example that of a proxy; its own "
+        "names and addresses are known. All others are refused.",
+    )
+    TokenFile: str = device_property(
+        default_value=DEFAULT["http_token_file"],
+        doc="File with the token that HTTP needs for what changes something (POST: stop, reset, begin); it is made, "
+        "readable by its owner alone, when it is not there. With Address: the token of the engine there, a copy of its "
+        "file. Empty: HTTP is read-only; Tango commands need none.",
+    )
+    Forward = device_property(
+        dtype=(str,),
+        default_value=[],
+        doc="Ports where what is received is sent on, as STINS, one per line: an address such as tcp://127.0.0.1:9998, "
+        "or settings such as endpoint: tcp://127.0.0.1:9998, socket: pub, policy: lossless, every: 10. Empty: none.",
     )
     HwmBytes: int = device_property(
         default_value=DEFAULT["hwm_bytes"], doc="Bytes that may wait in memory, per worker and endpoint."
@@ -178,6 +229,41 @@ class StreamReceiver(Device):
         default_value=DEFAULT["context_per_worker"],
         doc="True: each worker has IoThreads ZeroMQ threads of its own, which is faster; False: all share them.",
     )
+    LiveMaxRate: float = device_property(
+        default_value=DEFAULT["live_rate"],
+        doc="Images a second that are decoded for the live view and the regions of interest, while somebody looks.",
+    )
+    LiveAverage: int = device_property(
+        default_value=DEFAULT["live_average"],
+        doc="Images of the live view's moving average (HTTP, kind average): the newest weighs one part in so many.",
+    )
+    InitialRois = device_property(
+        dtype=(str,),
+        default_value=[],
+        doc="Regions of interest from the start on, one per line: name x y width height, in pixels of the whole image. "
+        "The attribute Rois changes them until the next start.",
+    )
+
+    CurveKey: str = device_property(
+        default_value="",
+        doc="Path of the receiver's own .key_secret file (tangods-detector keygen), mode 0600. Empty: no CURVE.",
+    )
+    CurveServerKeys = device_property(
+        dtype=(str,),
+        default_value=[],
+        doc="Paths of the senders' public .key files: one for all Endpoints, or one per line for each in their order. "
+        "The streams are then encrypted, and only these senders are listened to. Empty: detectors that speak no CURVE.",
+    )
+    CurveClients: str = device_property(
+        default_value="",
+        doc="Directory with the public .key files of those who may connect to the forwarding port. Empty: no CURVE there.",
+    )
+    AllowPeers = device_property(
+        dtype=(str,),
+        default_value=[],
+        doc="Addresses or networks, such as 10.0.3.0/24, one per line, that may connect to the forwarding port. Empty: "
+        "all.",
+    )
 
     SeriesOpened = _count(lambda s: s.opened, "Series opened", "Id of the last series whose file was opened; 0: none.")
     SeriesClosed = _count(lambda s: s.closed, "Series closed", "Id of the last series whose file was closed; 0: none.")
@@ -213,6 +299,12 @@ class StreamReceiver(Device):
         lambda s: s.discarded,
         "Frames discarded",
         "Frames not to be stored: sent so, no file wanted, or after an error.",
+    )
+    nFramesDropped = _count(
+        lambda s: s.dropped,
+        "Frames dropped",
+        "Frames that a PUB socket did not send, because they were not fetched in time, since the present or last "
+        "series began; found by the numbers of those that came. 0 where the sender's socket is PUSH, which waits.",
     )
     FrameRate = Shown(
         lambda s: s.rate, float, "Frame rate", "Frames per second over the last second.", unit="Hz", format="%.1f"
@@ -261,6 +353,41 @@ class StreamReceiver(Device):
     WritingShare = _share(
         lambda shares: shares.writing, "Writing", "Share of the last second spent in calls that write to the file."
     )
+    ForwardEndpoints = _per_port(
+        lambda port: port.endpoint,
+        str,
+        "Forward endpoints",
+        "Where frames are sent on: the ports of Forward, as bound.",
+    )
+    ForwardPeers = _per_port(
+        lambda port: port.peers, int, "Forward peers", "Clients that are connected to each forwarding port."
+    )
+    ForwardedFrames = _per_port(
+        lambda port: port.frames,
+        int,
+        "Frames forwarded",
+        "Frames that each forwarding port has sent to a client since the engine began.",
+    )
+    ForwardDropped = _per_port(
+        lambda port: port.dropped,
+        int,
+        "Forward dropped",
+        "Frames that each forwarding port has dropped since the engine began, because its clients were too slow.",
+    )
+    ForwardUnheard = _per_port(
+        lambda port: port.unheard,
+        int,
+        "Forward unheard",
+        "Frames that each forwarding port had nobody to send to, since the engine began.",
+    )
+    ForwardQueue = _per_port(
+        lambda port: port.queued / 1e6,
+        float,
+        "Forward queue",
+        "What waits at each forwarding port for its clients; 1 MB is 1 000 000 bytes.",
+        unit="MB",
+        format="%.1f",
+    )
     CommitTime = _seconds(
         lambda s: s.commit_time, "Commit time", "Time that the last update of the file's index took (CommitInterval)."
     )
@@ -279,6 +406,18 @@ class StreamReceiver(Device):
         lambda s: s.durable_frames,
         "Frames durable",
         "Frames of the present or last series that have reached the disk and survive a power loss (FsyncInterval).",
+    )
+    nConnectionsRefused = _count(
+        lambda s: s.refused,
+        "Connections refused",
+        "Connections to senders that failed in the handshake since the engine began: a wrong key, or not allowed there. "
+        "LastError says what to do while it is so.",
+    )
+    nPeersRefused = _count(
+        lambda s: s.peers_refused,
+        "Peers refused",
+        "Connections to the forwarding port that were refused since the engine began: no key in CurveClients, or an "
+        "address that is not in AllowPeers.",
     )
     Durable = Shown(
         lambda s: s.durable, bool, "Durable", "True when the last closed file has reached the disk (fdatasync)."
@@ -302,6 +441,106 @@ class StreamReceiver(Device):
         "Number of the newest image in its series; -1: none was received yet.",
     )
 
+    LiveFrameNumber = _count(
+        lambda s: s.live.number,
+        "Live frame number",
+        "Number, in its series, of the image that was decoded last for the live view; -1: none yet.",
+    )
+    LiveRate = Shown(
+        lambda s: s.live.rate,
+        float,
+        "Live rate",
+        "Images decoded per second for the live view and the regions of interest; 0 while nobody looks. At most "
+        "LiveMaxRate, less where images are large.",
+        unit="Hz",
+        format="%.1f",
+    )
+    nLiveDamaged = _count(
+        lambda s: s.live.damaged,
+        "Live frames damaged",
+        "Images that could not be decoded for the live view since the engine began; the last good one stayed.",
+    )
+    RoiNames = _per_roi(lambda roi: roi.name, str, "ROI names", "Names of the regions of interest (Rois).")
+    RoiSum = _per_roi(
+        lambda roi: roi.sum,
+        float,
+        "ROI sums",
+        "Sum of the pixels of each region in the image RoiFrameNumber. Masked and saturated pixels are left out, here "
+        "and in all other values of a region.",
+    )
+    RoiMean = _per_roi(lambda roi: _or_nan(roi.mean), float, "ROI means", "Mean of the pixels of each region.")
+    RoiMax = _per_roi(lambda roi: _or_nan(roi.max), float, "ROI maxima", "Largest pixel of each region.")
+    RoiCentreX = _per_roi(
+        lambda roi: _or_nan(roi.centre_x),
+        float,
+        "ROI centres, x",
+        "Column of the centre of mass of each region, in pixels of the whole image; NaN where nothing is.",
+        unit="pixels",
+    )
+    RoiCentreY = _per_roi(
+        lambda roi: _or_nan(roi.centre_y),
+        float,
+        "ROI centres, y",
+        "Row of the centre of mass of each region, in pixels of the whole image; NaN where nothing is.",
+        unit="pixels",
+    )
+    RoiPixels = _per_roi(
+        lambda roi: roi.pixels, int, "ROI pixels", "Pixels of each region that have a value and are in the image."
+    )
+    RoiFrameNumber = _count(
+        lambda s: s.live.roi_number,
+        "ROI frame number",
+        "Number, in its series, of the image in which the regions were measured; -1: none yet. A client that reads it "
+        "gets the newest image measured first.",
+    )
+    RoiSeries = _count(
+        lambda s: s.live.roi_series, "ROI series", "Series of the image in which the regions were measured; 0: none."
+    )
+
+    @attribute(
+        dtype=(str,),
+        max_dim_x=rois.MOST,
+        label="Regions of interest",
+        doc="One line for each: name x y width height, in pixels of the whole image, x columns and y rows from 0; at "
+        "most 8. Writing it begins a new RoiHistory; an empty list ends the measuring.",
+    )
+    def Rois(self) -> list[str]:
+        return _rois(self._now)
+
+    @Rois.write  # type: ignore[no-redef]
+    def Rois(self, lines: Any) -> None:
+        with tango_edge.as_dev_failed("StreamReceiver.Rois"):
+            self._running_engine().set_rois(stripped([] if lines is None else list(lines)))
+
+    @attribute(
+        dtype=((float,),),
+        max_dim_x=len(rois.COLUMNS) + len(rois.Values._fields) * rois.MOST,
+        max_dim_y=rois.HISTORY,
+        label="ROI history",
+        doc="The last 1000 images in which regions were measured, one per row, oldest first. Columns: series, frame "
+        "number, time (Unix) of decoding, then sum, mean, maximum, centre x, centre y and pixels of each region.",
+    )
+    def RoiHistory(self) -> np.ndarray:
+        with tango_edge.as_dev_failed("StreamReceiver.RoiHistory"):
+            return self._running_engine().roi_history()
+
+    @attribute(
+        dtype=int,
+        label="Live downsampling",
+        memorized=True,
+        hw_memorized=True,
+        min_value=0,
+        max_value=1024,
+        doc="Blocks of so many pixels by as many become one, their largest, in LastImage and video_last_image; 1: all "
+        "pixels; 0: as many as it takes to fit into 1024 x 1024. For all clients of this device.",
+    )
+    def LiveDownsample(self) -> int:
+        return self._downsample
+
+    @LiveDownsample.write  # type: ignore[no-redef]
+    def LiveDownsample(self, factor: int) -> None:
+        self._downsample = factor
+
     @attribute(
         dtype=((np.float32,),),
         max_dim_x=MAX_SIDE,
@@ -309,15 +548,46 @@ class StreamReceiver(Device):
         label="Last image",
         doc="Newest image received, rows x columns, decoded when it is read; modules of one image below each other. "
         "Empty before the first. As float32 (exact up to 16 777 216), whatever the detector's type; the exact values "
-        "are at HttpAddress/last_frame. For a live view: read it some times a second, no events.",
+        "are in video_last_image and at HttpAddress/last_frame. For a live view: read it some times a second, no "
+        "events; LiveDownsample makes it smaller.",
     )
     def LastImage(self) -> np.ndarray:
         with tango_edge.as_dev_failed("StreamReceiver.LastImage"):
-            last = self._engine.last_frame() if self._engine else None
+            last = self._picture()
         if last is None:
             return np.zeros((0, 0), np.float32)
+        return np.ascontiguousarray(last.array[:MAX_SIDE, :MAX_SIDE], np.float32)
+
+    @attribute(
+        dtype="DevEncoded",
+        label="Last image, encoded",
+        doc="Newest image as LImA's VIDEO_IMAGE, for its viewers: a header of 32 bytes and pixels of the detector's "
+        "type. Before the first: an image of no pixels with the number -1. LiveDownsample makes it smaller.",
+    )
+    def video_last_image(self) -> tuple[str, bytes]:
+        with tango_edge.as_dev_failed("StreamReceiver.video_last_image"):
+            last = self._picture()
+        if last is None:
+            return imaging.VIDEO_FORMAT, imaging.video_image(np.zeros((0, 0), np.uint8), -1)
+        return imaging.VIDEO_FORMAT, imaging.video_image(last.array, last.number)
+
+    @attribute(
+        dtype=int,
+        format="%d",
+        label="Last image counter",
+        doc="Number of the newest image in its series, as LastImageNumber; by this name LImA's viewers know it.",
+    )
+    def video_last_image_counter(self) -> int:
+        return self._now.last_number
+
+    def _picture(self) -> LastFrame | None:
+        """The newest image as rows x columns, made smaller as LiveDownsample says."""
+        last = self._engine.last_frame() if self._engine else None
+        if last is None:
+            return None
         array = last.array.reshape(-1, last.array.shape[-1])
-        return np.ascontiguousarray(array[:MAX_SIDE, :MAX_SIDE], np.float32)
+        factor = self._downsample or imaging.factor_for(array.shape, PREVIEW)
+        return last._replace(array=imaging.downsample(array, factor, "max"))
 
     @attribute(
         dtype=str, label="HTTP address", doc="Where the engine's HTTP side is, like http://127.0.0.1:8000; empty: none."
@@ -376,6 +646,7 @@ class StreamReceiver(Device):
     _watcher: threading.Thread | None = None
     _events: tango_edge.EventPusher | None = None
     _log: tango_edge.TangoLog | None = None
+    _downsample = 1
 
     def init_device(self) -> None:
         """Also after Init and DevRestart. Never fails: what is wrong becomes FAULT and a sentence."""
@@ -405,7 +676,7 @@ class StreamReceiver(Device):
         self._stop = threading.Event()
         try:
             self.get_device_properties()
-            engine = RemoteEngine(self.Address.strip()) if self.Address.strip() else Engine(self._config())
+            engine = self._remote() if self.Address.strip() else Engine(self._config())
             engine.__enter__()
         except (DaqError, ValueError) as exc:  # ValueError: a property that is not the number it should be
             reason = in_property_names(str(exc))
@@ -424,11 +695,14 @@ class StreamReceiver(Device):
         )
         self._watcher.start()
 
+    def _remote(self) -> RemoteEngine:
+        return RemoteEngine(self.Address.strip(), self.TokenFile.strip())
+
     def _config(self) -> config.ReceiverConfig:
         values = {key: stripped(getattr(self, name)) for name, key in PROPERTIES.items()}
         values["name"] = values["name"] or self.get_name()
         values["http"] = "" if values["http"].lower() == "none" else values["http"]
-        present = {key: value for key, value in values.items() if key not in ("root", "endpoints") or value}
+        present = {key: value for key, value in values.items() if key not in ("root", "endpoints", "images") or value}
         return config.make(present, "properties")
 
     def _close(self) -> None:
@@ -462,6 +736,14 @@ class StreamReceiver(Device):
         alone asks it."""
         if isinstance(self._engine, Engine):
             self._look(self._engine)
+
+    def read_attr_hardware(self, attributes: Any) -> None:
+        """Once before the attributes of a request are read: regions are those of the newest image, and of one."""
+        if isinstance(self._engine, Engine):
+            known = self.get_device_attr()
+            if any(known.get_attr_by_ind(index).get_name().startswith("Roi") for index in attributes):
+                self._engine.measure_rois()
+                self._look(self._engine)
 
     def _look(self, engine: Engine | RemoteEngine) -> None:
         try:
@@ -498,6 +780,13 @@ class StreamReceiver(Device):
                 self._pushed[name] = value
                 events.push(name, value)
         self._handed_over = now
+
+
+def _rois(now: stats.Snapshot) -> list[str]:
+    return [str(rois.Roi(roi.name, roi.x, roi.y, roi.width, roi.height)) for roi in now.live.rois]
+
+
+SHOWN["Rois"] = _rois
 
 
 def status_text(now: stats.Snapshot) -> str:
@@ -539,7 +828,7 @@ def series_to_begin(what: str) -> tuple[str, int | None, dict[str, Any]]:
     try:
         told = json.loads(what or "{}")
         filename, nframes, metadata = told.pop("filename", ""), told.pop("nframes", None), told.pop("metadata", {})
-    except (ValueError, AttributeError, RecursionError) as exc:
+    except (ValueError, AttributeError, TypeError, RecursionError) as exc:  # no JSON, or no object
         raise ConfigError(f"BeginSeries takes a JSON object, not {what[:80]!r} ({exc})") from exc
     fits = type(filename) is str and type(metadata) is dict and not told
     if not fits or not (nframes is None or (type(nframes) is int and 0 <= nframes <= MAX_FRAMES)):

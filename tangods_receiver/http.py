@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import uvicorn
 from fastapi import Body, Depends, FastAPI, Header, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
@@ -32,7 +33,8 @@ from tangods_receiver.metrics import Exposition
 from tangods_receiver.pictures import encode_npy, encode_png, encode_raw
 from tangods_receiver.protocol import SeriesStart
 from tangods_receiver.protocol.stins import MAX_FRAMES
-from tangods_receiver.stats import Past, Snapshot
+from tangods_receiver.rois import COLUMNS, Values
+from tangods_receiver.stats import LiveStats, Past, Snapshot
 from tangods_receiver.viewers import Hub
 
 __all__ = ["HttpServer", "Receiver", "create_app", "encode_npy", "encode_png"]
@@ -61,10 +63,13 @@ class Receiver(Protocol):
     def snapshot(self) -> Snapshot: ...
     def history(self) -> list[Past]: ...
     def announced(self, series: int) -> SeriesStart | None: ...
+    def silence(self) -> float: ...
     def stop(self, series: int | None = None) -> None: ...
     def begin(self, filename: str, nframes: int | None = None, metadata: Mapping[str, Any] | None = None) -> int: ...
     def reset(self) -> None: ...
     def check(self, path: str, nbytes: int, overwrite: bool = False) -> str: ...
+    def set_rois(self, rois: Iterable[object]) -> None: ...
+    def roi_history(self) -> np.ndarray[Any, Any]: ...
     def last_frame(
         self, kind: Kind = ..., newer_than: tuple[int, int] | None = ..., wait: float = ..., channel: int = ...
     ) -> LastFrame | None: ...
@@ -95,6 +100,13 @@ class SeriesList(BaseModel):
     """Newest first."""
 
     series: list[Past]
+
+
+class RoiHistory(BaseModel):
+    """Rows: the last images in which regions of interest were measured, the oldest first. null: there is no value."""
+
+    columns: list[str]
+    rows: list[list[float | None]]
 
 
 class Pixel(BaseModel):
@@ -277,12 +289,31 @@ def create_app(
         picture = image(kind, channel)
         if picture is None:
             raise HTTPException(404, "no image has been received yet")
-        known = pictures.knowledge(engine.announced(picture.series))
+        known = pictures.knowledge(picture.masked, engine.announced(picture.series))
         try:
             found = pictures.pixel(picture.array, row, column, known)
         except IndexError as exc:
             raise HTTPException(404, str(exc)) from exc
         return Pixel(series=picture.series, number=picture.number, **found)
+
+    @app.get("/rois")
+    def rois() -> LiveStats:
+        """The regions of interest and what was measured in them last."""
+        return engine.snapshot().live
+
+    @app.post("/rois", **changing)
+    def set_rois(rois: Annotated[list[dict[str, Any] | str], Body(embed=True)]) -> LiveStats:
+        """Others from now on: objects of name, x, y, width, height, or lines with these words."""
+        engine.set_rois(rois)
+        return engine.snapshot().live
+
+    @app.get("/rois/history")
+    def roi_history() -> RoiHistory:
+        """What was measured in the last images."""
+        names = [f"{roi.name}.{what}" for roi in engine.snapshot().live.rois for what in Values._fields]
+        table = engine.roi_history()
+        rows = [[None if value != value else value for value in row] for row in table.tolist()]
+        return RoiHistory(columns=[*COLUMNS, *names], rows=rows if table.shape[1] == len(COLUMNS) + len(names) else [])
 
     @app.get("/colormaps")
     def colormaps() -> Colormaps:
@@ -346,7 +377,7 @@ class _Wanted(NamedTuple):
 
 
 def _image_response(picture: LastFrame, engine: Receiver, wanted: _Wanted) -> Response:
-    known = pictures.knowledge(engine.announced(picture.series))
+    known = pictures.knowledge(picture.masked, engine.announced(picture.series))
     if wanted.saturation is not None:
         known = known._replace(saturation=wanted.saturation)
     drawn = wanted.format in ("png", "jpeg")

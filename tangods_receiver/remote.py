@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
@@ -68,6 +68,18 @@ class RemoteEngine:
     def check(self, path: str, nbytes: int, overwrite: bool = False) -> str:
         params = {"path": path, "nbytes": nbytes, "overwrite": overwrite}
         return str(self._json("GET", "/check", params=params).get("value", ""))
+
+    def set_rois(self, rois: Iterable[object]) -> None:
+        """Regions of interest from now on: lines "name x y width height", or mappings with these keys."""
+        self._json("POST", "/rois", json={"rois": list(rois)})
+
+    def roi_history(self) -> np.ndarray[Any, Any]:
+        """As Engine's."""
+        told = self._json("GET", "/rois/history")
+        try:
+            return np.array(told["rows"], np.float64).reshape(-1, len(told["columns"]))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise HardwareError(f"{self.address}/rois/history: {exc}; is this the address of a receiver?") from exc
 
     def last_frame(
         self, kind: Kind = "last", newer_than: tuple[int, int] | None = None, wait: float = 0.0, channel: int = 0

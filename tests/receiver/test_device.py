@@ -262,7 +262,8 @@ def test_everything_is_documented(device):
         if attribute.name not in ("State", "Status"):
             assert len(attribute.description) > 20, attribute.name
             assert attribute.label, attribute.name
-            assert attribute.writable == tango.AttrWriteType.READ
+            writable = attribute.name in ("Rois", "LiveDownsample")
+            assert attribute.writable == (tango.AttrWriteType.READ_WRITE if writable else tango.AttrWriteType.READ)
     assert device.get_attribute_config("Throughput").unit == "MB/s"
     assert device.get_attribute_config("FrameRate").unit == "Hz"
     assert device.get_attribute_config("nFramesMissing").alarms.max_warning == "1"
@@ -273,8 +274,11 @@ def test_everything_is_documented(device):
     defaults = dict(zip(wizard[0::3], wizard[2::3], strict=True))
     assert set(defaults) == {
         *("Address", "Name", "Protocol", "Socket", "Endpoints", "Workers", "IoThreads", "Root", "Dataset", "Http"),
+        *("HttpHosts", "TokenFile", "Forward"),
         *("HwmBytes", "EndTimeout", "StallTimeout", "CommitInterval", "AllowOverwrite", "Transforms", "Parts"),
-        *("FramesPerFile", "FsyncInterval", "PayloadCrc", "ContextPerWorker", "Channels"),
+        *("FramesPerFile", "FsyncInterval", "PayloadCrc", "ContextPerWorker", "Images", "Channels"),
+        *("LiveMaxRate", "LiveAverage", "InitialRois"),
+        *("CurveKey", "CurveServerKeys", "CurveClients", "AllowPeers"),
     }
     assert "None" not in defaults.values()
     assert (defaults["Workers"], defaults["Dataset"]) == ("1", DATASET)
@@ -294,6 +298,7 @@ def test_everything_is_documented(device):
         ({"Http": "8000"}, ["Http: '8000'"]),
         ({"Parts": 0, "FsyncInterval": -1.0}, ["Parts", "FsyncInterval"]),
         ({"Transforms": ["sharpen"]}, ["Transforms: step 1, 'sharpen'", "bslz4"]),
+        ({"InitialRois": ["beam 1 2 3"], "LiveMaxRate": 0}, ["InitialRois: 'beam 1 2 3': not like", "LiveMaxRate"]),
         ({"Http": "192.0.2.1:0"}, ["192.0.2.1:0"]),
         ({"Address": "nowhere"}, ["Address: 'nowhere' is not like http://host:8000"]),
     ],
@@ -476,13 +481,15 @@ def elsewhere(sender, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         http = f"127.0.0.1:{free.getsockname()[1]}"
-    config = make({"root": str(tmp_path), "endpoints": [sender.endpoint], "http": http, "end_timeout": 0.3})
+    values = {"root": str(tmp_path), "endpoints": [sender.endpoint], "http": http, "end_timeout": 0.3}
+    config = make(values | {"http_token_file": str(tmp_path / "token")})
     return config, f"http://{http}"
 
 
 def test_an_engine_elsewhere_is_shown_and_commanded(sender, tmp_path, elsewhere):
     config, address = elsewhere
-    with DeviceTestContext(StreamReceiver, process=True, properties={"Address": address}) as device, Engine(config):
+    properties = {"Address": address, "TokenFile": config.http_token_file}
+    with DeviceTestContext(StreamReceiver, process=True, properties=properties) as device, Engine(config):
         wait_for(lambda: device.State() == DevState.ON)
         assert device.HttpAddress == address
         assert device.LastImage is None or device.LastImage.size == 0
