@@ -185,7 +185,7 @@ def _head(values: Mapping[str, Any], port: int, ports: int) -> Head:
         raise StreamError(
             f"frame {number}: an image of {rows} x {columns} at {bits} bits is more than {MAX_IMAGE} bytes"
         )
-    detector, clock = _whole(values, "detType", 0), _whole(values, "timestamp", 0)
+    detector = _whole(values, "detType", 0)
     exposed = 0 if detector == EIGER else _whole(values, "expLength", 0)  # Eiger: number of a sub-frame
     return Head(
         number,
@@ -196,7 +196,7 @@ def _head(values: Mapping[str, Any], port: int, ports: int) -> Head:
         _module(values, number, port, ports),
         detector == EIGER and _whole(values, "flipRows", 0) > 0,
         _whole(values, "completeImage", 1) > 0,
-        clock * TICK or None,
+        _whole(values, "timestamp") * TICK if "timestamp" in values else None,
         exposed * TICK or None,
         _key(values),
     )
