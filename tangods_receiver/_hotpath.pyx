@@ -102,6 +102,8 @@ cdef class Part:
 
 cdef enum:
     SLOTS = 512  # parts taken in one go
+    MESSAGES = 256
+    USUAL = 8  # parts of one message; one of more is the last of its batch
     TEXT = 24  # longest type or compression
     MAX_MODULES = 1024
     HEADER_MAX = 4096
@@ -289,6 +291,8 @@ cdef class Receiver:
     cdef dict itemsize
     cdef zmq_msg_t *slots
     cdef Head *heads
+    cdef int first[MESSAGES]  # slot of each message
+    cdef int kept[MESSAGES]  # slots of each message
     cdef Layout layouts[LAYOUTS]
     cdef list known  # (shape, dtype, codec) of each layout
     cdef int next_layout
@@ -297,7 +301,7 @@ cdef class Receiver:
 
     def __cinit__(self):
         self.slots = <zmq_msg_t *>PyMem_Malloc(SLOTS * sizeof(zmq_msg_t))
-        self.heads = <Head *>PyMem_Malloc(SLOTS // 2 * sizeof(Head))
+        self.heads = <Head *>PyMem_Malloc(MESSAGES * sizeof(Head))
         if self.slots == NULL or self.heads == NULL:
             raise MemoryError()
 
@@ -321,43 +325,41 @@ cdef class Receiver:
         cdef Py_ssize_t size = 0
         cdef bint more = False
         cdef zmq_msg_t *slot
-        cdef Head *head
         cdef list out = []
-        messages = min(messages, SLOTS // 2)
+        messages = min(messages, MESSAGES)
         with nogil:
-            while count < messages and size < nbytes:
-                slot = &self.slots[2 * count]
-                msg_init(slot)
-                msg_init(slot + 1)
-                if self.receive(slot, DONTWAIT):
-                    error = zmq_errno()
+            while count < messages and size < nbytes and used + USUAL <= SLOTS and not more:
+                slot = &self.slots[used]
+                error = self.receive(slot, DONTWAIT)
+                if error:
                     break
-                count += 1
+                self.first[count] = used
+                used += 1
                 more = msg_more(slot)
-                if more:
-                    if self.receive(slot + 1, 0):
-                        error = zmq_errno()
-                        msg_close(slot)
-                        count -= 1
-                        more = False
+                while more and used < self.first[count] + USUAL:
+                    error = self.receive(&self.slots[used], 0)
+                    if error:
                         break
-                    size += msg_size(slot + 1)
-                    parse(<char *>msg_data(slot), msg_size(slot), &self.heads[count - 1])
-                    more = msg_more(slot + 1)
-                    if more:  # of many parts: it is the last of this batch
-                        break
-                else:
-                    self.heads[count - 1].plain = False
+                    size += msg_size(&self.slots[used])
+                    more = msg_more(&self.slots[used])
+                    used += 1
+                if error:  # the rest of it will not come
+                    more = False
+                    break
+                self.kept[count] = used - self.first[count]
+                self.heads[count].plain = False
+                if self.kept[count] == 2 and not more:
+                    parse(<char *>msg_data(slot), msg_size(slot), &self.heads[count])
+                count += 1
         try:
             for i in range(count):
-                slot = &self.slots[2 * i]
-                head = &self.heads[i]
-                if self.decode is not None and head.plain and not (more and i == count - 1):
-                    out.append(self.frame(slot, head))
+                slot = &self.slots[self.first[i]]
+                if self.decode is not None and self.heads[i].plain:
+                    out.append(self.frame(slot, &self.heads[i]))
                 else:
-                    out.append(self.parts_of(slot, more and i == count - 1, parts))
+                    out.append(self.parts_of(slot, self.kept[i], more and i == count - 1, parts))
         finally:
-            for i in range(2 * count):
+            for i in range(used):
                 msg_close(&self.slots[i])
         self.nbytes, self.full = size, not error
         if error and error != AGAIN and error != INTERRUPTED and not out:
@@ -365,21 +367,25 @@ cdef class Receiver:
         return out
 
     cdef int receive(self, zmq_msg_t *slot, int flags) noexcept nogil:
-        """0: there is one. An interrupted wait goes on: the parts of a message come together."""
+        """0, or what went wrong. An interrupted wait goes on: the parts of a message come together."""
+        msg_init(slot)
         while msg_recv(slot, self.socket, flags) < 0:
             if zmq_errno() != INTERRUPTED or flags & DONTWAIT:
-                return -1
+                return zmq_errno()
         return 0
 
-    cdef list parts_of(self, zmq_msg_t *slot, bint more, int limit):
+    cdef list parts_of(self, zmq_msg_t *slot, int count, bint more, int limit):
+        """Those in `count` slots, and (`more`) those that were not taken yet."""
         cdef Part part
+        cdef int error, i
         cdef list parts = [take(slot)]
-        if msg_more(&(<Part>parts[0]).message):
-            parts.append(take(slot + 1))
+        for i in range(1, min(count, limit)):
+            parts.append(take(slot + i))
         while more:
             part = Part.__new__(Part)
-            if self.receive(&part.message, 0):
-                raise zmq.ZMQError(zmq_errno())
+            error = self.receive(&part.message, 0)
+            if error:
+                raise zmq.ZMQError(error)
             more = msg_more(&part.message)
             if len(parts) < limit:
                 parts.append(part)
@@ -399,7 +405,7 @@ cdef class Receiver:
             ):
                 if fits(layout, <uint8_t *>msg_data(slot + 1), size):
                     return self.made(slot, head, <tuple>self.known[i])
-                return self.parts_of(slot, False, 2)
+                return self.parts_of(slot, 2, False, 2)
         return self.learned(slot, head)
 
     cdef object learned(self, zmq_msg_t *slot, Head *head):
@@ -407,7 +413,7 @@ cdef class Receiver:
         cdef Layout *layout
         cdef bytes dtype = head.dtype.at[:head.dtype.size], codec = head.codec.at[:head.codec.size]
         cdef int64_t rows = head.rows, columns = head.columns
-        cdef list parts = self.parts_of(slot, False, 2)
+        cdef list parts = self.parts_of(slot, 2, False, 2)
         try:
             frame = self.decode(parts)
         except StreamError:

@@ -99,6 +99,25 @@ def both(wire, messages, *limits):
     return compiled_items
 
 
+@pytest.mark.parametrize("limit", [2048, 5, 1])
+def test_messages_of_many_parts(wire, limit):
+    """All parts of all messages come, up to the limit; those of a few parts by the batch, as those of two."""
+    messages = [[b"%d.%d" % (k, part) for part in range(1 + k % 11)] for k in range(300)]
+    for giver, receiver in (wire[:2], wire[2:]):
+        for parts in messages:
+            giver.send_multipart(parts)
+        items = []
+        while batch := receiver.take(64, 1 << 20, limit):
+            items += batch
+        assert [[bytes(part) for part in item] for item in items] == [parts[:limit] for parts in messages]
+        assert (receiver.full, receiver.nbytes) == (False, 0)
+        for _ in range(70):
+            giver.send_multipart([b"head", b"about", b"pixels", b"times", b"appendix"])
+        assert [len(receiver.take(64, 1 << 20, limit)) for _ in range(2)] == [64, 6]
+        giver.send_multipart([b"head", b"about", b"pixels", b"times"])
+        assert len(receiver.take(64, 1 << 20, limit)) == 1 and receiver.nbytes == 16
+
+
 numbers = st.integers(0, 2**63 - 1) | st.integers(0, 100)
 likely = st.fixed_dictionaries(
     {
