@@ -20,7 +20,7 @@ from tangods_detector.receiver import Picture, Receiver, ReceiverError
 from tangods_detector.settings import OverwritePolicy, Series, Settings, TriggerMode, check_together
 from tangods_detector.snapshot import Request, Snapshot
 from tangods_detector.states import AWAY, BUSY, READY, Event, State, after
-from tangods_receiver import stats
+from tangods_receiver import imaging, stats
 from tangods_receiver.errors import ConfigError, DaqError, HardwareError
 
 log = logging.getLogger(__name__)
@@ -140,6 +140,10 @@ class Acquisition:
     def picture(self) -> Picture | None:
         """The newest image that the receiver has."""
         return self._receiver.last_frame() if self._receiver else None
+
+    def video_image(self) -> bytes:
+        """The same for LImA's viewers."""
+        return self._receiver.video_image() if self._receiver else imaging.NO_VIDEO_IMAGE
 
     def picture_number(self) -> int:
         """Its number in its series; -1: there is none."""

@@ -25,7 +25,7 @@ from tangods_detector.receiver import open_receiver
 from tangods_detector.settings import OverwritePolicy, Settings, TriggerMode, parse_metadata
 from tangods_detector.snapshot import Request, Snapshot
 from tangods_detector.states import BUSY, State
-from tangods_receiver import tango_edge
+from tangods_receiver import imaging, tango_edge
 from tangods_receiver.errors import ConfigError, DaqError
 
 log = logging.getLogger(__name__)
@@ -471,6 +471,16 @@ class Detector(Device):
             return np.zeros((0, 0), np.float32)
         array = picture.array.reshape(-1, picture.array.shape[-1])
         return np.ascontiguousarray(array[:MAX_SIDE, :MAX_SIDE], np.float32)
+
+    @attribute(
+        dtype="DevEncoded",
+        label="Last image, encoded",
+        doc="Newest image that the receiver has, as LImA's VIDEO_IMAGE, for its viewers: a header of 32 bytes and "
+        "pixels of the detector's type. Before the first: an image of no pixels with the number -1.",
+    )
+    def video_last_image(self) -> tuple[str, bytes]:
+        with tango_edge.as_dev_failed("Detector.video_last_image"):
+            return imaging.VIDEO_FORMAT, self._running().video_image()
 
     @attribute(
         dtype=int,

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from tangods_receiver import access
+from tangods_receiver import access, imaging
 from tangods_receiver.errors import ConfigError, DaqError
 from tangods_receiver.stats import Snapshot
 
@@ -63,6 +63,11 @@ class Receiver(ABC):
     @abstractmethod
     def last_frame(self) -> Picture | None:
         """The newest image; None before the first."""
+
+    def video_image(self) -> bytes:
+        """The newest image as LImA's viewers read it; before the first: no pixels, number -1."""
+        picture = self.last_frame()
+        return imaging.NO_VIDEO_IMAGE if picture is None else imaging.video_image(picture.array, picture.number)
 
     @abstractmethod
     def last_number(self) -> int:
@@ -135,6 +140,10 @@ class TangoReceiver(Receiver):
         if number is None or number < 0 or image is None or not image.size:
             return None
         return Picture(int(number), image)
+
+    def video_image(self) -> bytes:
+        with self._asked("for its last image") as proxy:
+            return bytes(proxy.read_attribute("video_last_image").value[1])  # in its own type, unlike LastImage
 
     def last_number(self) -> int:
         with self._asked("for its last image") as proxy:

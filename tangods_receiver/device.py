@@ -568,7 +568,7 @@ class StreamReceiver(Device):
         with tango_edge.as_dev_failed("StreamReceiver.video_last_image"):
             last = self._picture()
         if last is None:
-            return imaging.VIDEO_FORMAT, imaging.video_image(np.zeros((0, 0), np.uint8), -1)
+            return imaging.VIDEO_FORMAT, imaging.NO_VIDEO_IMAGE
         return imaging.VIDEO_FORMAT, imaging.video_image(last.array, last.number)
 
     @attribute(

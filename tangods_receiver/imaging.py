@@ -144,3 +144,6 @@ def _whole(array: Array) -> Array:
     with np.errstate(invalid="ignore"):
         whole = np.rint(np.clip(array.astype(np.float64), 0, largest - 1))
     return np.where(np.isfinite(array), whole, largest).astype(np.uint32)
+
+
+NO_VIDEO_IMAGE = video_image(np.zeros((0, 0), np.uint8), -1)  # before the first

@@ -104,6 +104,8 @@ def test_a_series_into_a_file(device: tango.DeviceProxy, pair: tuple[tango.Devic
             np.testing.assert_array_equal(h5["entry/instrument/detector/data"][k], expected)
     assert device.LastImageNumber == 4
     np.testing.assert_array_equal(device.LastImage, expected.astype(np.float32))
+    format, data = device.video_last_image
+    assert format == "VIDEO_IMAGE" and bytes(data[32:]) == expected.tobytes()
     with pytest.raises(tango.DevFailed, match="exist") as refused:
         device.Arm()
     assert refused.value.args[0].reason == "ConfigError"

@@ -23,6 +23,7 @@ from tangods_detector.receiver import (
 )
 from tangods_receiver.errors import ConfigError
 from tangods_receiver.http import encode_npy
+from tangods_receiver.imaging import NO_VIDEO_IMAGE, video_image
 from tangods_receiver.stats import Snapshot
 
 
@@ -117,6 +118,7 @@ def test_http_calls(side: tuple[type[Side], Receiver]) -> None:
     picture = receiver.last_frame()
     assert picture and picture.number == receiver.last_number() == 12
     np.testing.assert_array_equal(picture.array, [[0, 1, 2], [3, 4, 5]])
+    assert receiver.video_image() == video_image(picture.array, 12)
     assert any("path=%2Fd%2Fa" in line and "nbytes=12" in line for line in kind.asked)
     assert any(line.startswith("POST /stop") and json.loads(line[11:]) == {"series": 4} for line in kind.asked)
 
@@ -124,6 +126,7 @@ def test_http_calls(side: tuple[type[Side], Receiver]) -> None:
 def test_http_answers_that_make_no_sense(side: tuple[type[Side], Receiver]) -> None:
     kind, receiver = side
     assert receiver.last_frame() is None and receiver.last_number() == -1
+    assert receiver.video_image() == NO_VIDEO_IMAGE
     for answer in ((200, b"<html>"), (200, b"[1]"), (500, b"boom")):
         kind.answers = dict.fromkeys(("/status", "/last_frame"), answer)
         with pytest.raises(ReceiverError, match=receiver.name):
