@@ -139,7 +139,7 @@ def by_channel(names, make):
 
 
 def image(series, number, pixels, encoding="bslz4", *, user_data=..., data=..., period=0.001, **changed):
-    """`pixels` of the one threshold, or by the names of several, in the order of the message; `data` instead of them."""
+    """`pixels` of the one threshold, or by the names of several, in the order of the message, or `data` instead."""
     several = pixels if isinstance(pixels, dict) else {"threshold_1": pixels}
     if data is ...:
         data = {name: array(image, encoding) for name, image in several.items()}

@@ -67,6 +67,7 @@ def test_all_mistakes_in_one_message(tmp_path):
         ("stall_timeout", float("inf")),
         ("commit_interval", 0),
         ("name", ""),
+        ("channels", "both"),
     ],
 )
 def test_bad_values(tmp_path, key, value):

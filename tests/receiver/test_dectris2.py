@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tangods_receiver import codecs
 from tangods_receiver.errors import StreamError
-from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, dectris2
+from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, dectris2, recording
+from tangods_receiver.protocol.__main__ import describe
 from tangods_receiver.protocol.dectris2 import decode
 from tangods_receiver.recovery import check
 from tests.receiver import dectris2_messages as v2
@@ -794,3 +795,12 @@ def test_the_wrong_stream(tmp_path, unit):
         unit.parts([b'{"header_detail":"basic","htype":"dheader-1.0","series":14}', b"{}"])
         wait_for(lambda: engine.snapshot().error, what="the error")
         assert "is the format of the detector's stream 'cbor'?" in engine.snapshot().error
+
+
+def test_a_recording_is_described(tmp_path):
+    sent = [v2.start(14, SHAPE, user_data={"filename": "a.h5"}), *messages([3], series=14), v2.end(14)]
+    recording.write(tmp_path / "v2.bin", sent)
+    lines = list(describe(str(tmp_path / "v2.bin")))
+    assert lines[1].endswith("dectris2: start, series 14, 10 frames, file 'a.h5'")
+    assert lines[2].endswith("dectris2: image 3, series 14, (6, 10) uint16 bslz4")
+    assert lines[3].endswith("dectris2: end, series 14")
