@@ -21,7 +21,6 @@ class Publisher:
         self.socket.linger = 0
         self.socket.sndhwm = hwm
         self.socket.sndtimeo = 10_000
-        self.socket.sndbuf = 4096
         self.port = self.socket.bind_to_random_port("tcp://127.0.0.1")
         self.endpoint = f"tcp://127.0.0.1:{self.port}"
 

@@ -485,7 +485,7 @@ def test_a_series_on_one_port(tmp_path):
             assert (data == np.stack([image(n) for n in range(50)])).all()
             assert books["end_reason"] == b"complete" and books["count_time"] == 0.25
             assert np.allclose(books["timestamp"], np.arange(50) / 10)
-            assert np.allclose(books["frame_real_time"], 7e-7) if "frame_real_time" in books else True
+            assert np.allclose(books["real_time"], 7e-7) and np.isnan(books["stop_time"]).all()
             assert books["description"] == b"Jungfrau" and books["bit_depth_readout"] == 16
 
 
