@@ -256,13 +256,19 @@ class Engine:
         """Open a series of a stream that announces none: what comes from now on goes into this file ("": live view
         only) until `nframes` are there, or `stop`. Its id. ConfigError: the stream announces its series itself;
         WriteError: the file cannot be made."""
-        if PROTOCOLS[self.config.protocol].announces:
+        protocol = PROTOCOLS[self.config.protocol]
+        if protocol.announces:
             raise ConfigError(
                 f"a stream of protocol {self.config.protocol} announces its series itself: arm the sender"
             )
         told = dict(metadata or {})
         start = SeriesStart(
-            filename, nframes=nframes, save=told.get("save_raw") not in (False, 0), metadata=told, relative=True
+            filename,
+            nframes=nframes,
+            modules=len(self.config.endpoints) if protocol.ports else 1,
+            save=told.get("save_raw") not in (False, 0),
+            metadata=told,
+            relative=True,
         )
         return self._reception.begin(start)
 

@@ -58,6 +58,7 @@ class Reception:
         self._history: deque[Past] = deque(maxlen=HISTORY)
         self._last_id = 0
         self._opened = self._closed = 0
+        self.begun = 0  # series, by who controls the sender
         self._last_file = ""
         self._error = ""
         self._serious = False
@@ -134,6 +135,7 @@ class Reception:
 
     def begin(self, start: SeriesStart) -> int:
         """As `start`, for streams that do not announce series; the id. DaqError: the file cannot be made."""
+        self.begun += 1
         series = self._begin(start)
         if series is None:
             raise ConfigError("the receiver is being shut down")

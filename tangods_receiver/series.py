@@ -194,7 +194,7 @@ class Series:
         pieces: list[Frame] = []
         for frame in frames:
             if frame.series != own and not self.owns(frame):
-                strangers.append(frame)
+                strangers.append(self._as_it_came(frame))
                 continue
             self.messages += 1
             if (wrong := self._mismatch(frame)) is not None:
@@ -238,6 +238,10 @@ class Series:
         if self._origin is None:
             self._origin = frame.number
         return frame._replace(number=frame.number - self._origin) if self._origin else frame
+
+    def _as_it_came(self, frame: Frame) -> Frame:
+        """With the sender's number again."""
+        return frame._replace(number=frame.number + self._origin) if self._origin else frame
 
     def _enter(
         self, frame: Frame, module: int, data: Buffer, records: list[Record], tally: Tally, arrived: float
@@ -483,7 +487,7 @@ class Series:
         of = f"{missing} of {expected}" if expected is not None else str(missing)
         shared = "" if self._subscribed else _shared(self.missing)
         lost = f"{of} frames missing: {_ranges(self.missing)}{shared}"
-        if self._subscribed:
+        if self._subscribed and (not self.rejected or Tally.sum(self.tallies).dropped):
             lost += "; a PUB socket drops what its subscriber does not fetch in time"
         return f"{reason}; {lost}" if reason else lost
 

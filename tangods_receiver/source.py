@@ -160,7 +160,7 @@ class Worker:
         decode = self._decoder(number, len(self._config.endpoints))
         if not self._config.subscribes:
             return decode
-        return Gaps(decode, partial(self._reception.dropped, self._index))
+        return Gaps(decode, partial(self._reception.dropped, self._index), lambda: self._reception.begun)
 
     @contextmanager
     def _own_context(self) -> Iterator[zmq.Context[Any]]:
