@@ -32,6 +32,7 @@ FORMATS = (1, 2)  # 2: several channels, or times; who knows only 1 would mend s
 BLOCK = 1024  # frames per chunk of the per-frame arrays
 RANGE_BLOCK = 256  # rows per chunk of frames_missing
 MISSING_TYPE = np.dtype("<i8")
+MOST_CHANNELS = 16
 TIME_SIZE, REASON_SIZE = 64, 512
 NOT_CLOSED = "not closed: still being written, or the writer was killed (then: tangods-detector recover FILE)"
 
@@ -87,7 +88,7 @@ _NUMBERS = {
     "beam_center_x": (("beam_center_x",), {"units": "pixel"}),
     "beam_center_y": (("beam_center_y",), {"units": "pixel"}),
     "bit_depth_readout": (("bit_depth_readout",), {}),
-    "saturation_value": (("saturation_value",), {}),
+    "saturation_value": (("saturation_value", "countrate_correction_count_cutoff"), {}),
 }
 _TEXTS = {
     "description": ("description", "detector_description"),
@@ -242,7 +243,11 @@ def detector_path(dataset: str) -> str:
 
 
 def channel_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names under which channels can be stored: letters, digits and underscores, each once, none that means more."""
+    """Names under which channels can be stored: letters, digits and underscores, each once, none that means more.
+
+    None of more than 16: their images have one dataset then."""
+    if len(names) > MOST_CHANNELS:
+        return ()
     found: list[str] = []
     for number, name in enumerate(names, 1):
         name = _NOT_IN_NAMES.sub("_", name)[:_LONGEST_NAME] or f"channel_{number}"

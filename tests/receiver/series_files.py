@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import h5py
 import numpy as np
 
+from tangods_receiver.protocol import Times
 from tangods_receiver.seriesfile import Books, FileHeader, ImageLayout, Record, SeriesFile
 
 DATASET = "entry/instrument/detector/data"
@@ -15,6 +17,10 @@ DETECTOR = "entry/instrument/detector"
 SMALL = ImageLayout((4, 8), "uint16", "none")
 MODULES = ImageLayout((4, 8), "uint16", "none", modules=3)
 PACKED = ImageLayout((64, 32), "uint32", "bslz4")
+NAMES = ("threshold_1", "threshold_2", "difference")
+CHANNELS = ImageLayout((4, 8), "uint16", "none", 3, NAMES)
+TIMED = ImageLayout((4, 8), "uint16", "none", times=True)
+CHANNELS_TIMED = ImageLayout((64, 32), "uint32", "bslz4", 2, NAMES[:2], times=True)
 
 
 def header(nframes: int | None = None, dataset: str = DATASET, **metadata: object) -> FileHeader:
@@ -30,9 +36,28 @@ def image(frame: int, module: int = 0, layout: ImageLayout = SMALL) -> np.ndarra
 
 def record(frame: int, module: int = 0, layout: ImageLayout = SMALL) -> Record:
     data = image(frame, module, layout)
-    return Record(
-        frame, module, packed(data) if layout.codec == "bslz4" else data, frame + 100, frame * 0.5, 1e9 + frame
-    )
+    times = Times(frame * 0.5 + 0.25, frame * 0.125) if layout.times else None
+    pixels = packed(data) if layout.codec == "bslz4" else data
+    return Record(frame, module, pixels, frame + 100, frame * 0.5, 1e9 + frame, times=times)
+
+
+def pixels(h5: h5py.File, frame: int, module: int, layout: ImageLayout) -> np.ndarray:
+    """What a reader finds there."""
+    if layout.channels:
+        return h5[DETECTOR][layout.channels[module]][frame]
+    return h5[DATASET][frame, module] if layout.axis else h5[DATASET][frame]
+
+
+def assert_times(h5: h5py.File, frames: Iterable[int], layout: ImageLayout) -> None:
+    """These frames, and no others, have their times; none has where the layout has none."""
+    detector, frames = h5[DETECTOR], sorted(frames)
+    assert [name in detector for name in ("stop_time", "real_time")] == [layout.times] * 2
+    if layout.times:
+        for name, first, step in (("stop_time", 0.25, 0.5), ("real_time", 0.0, 0.125)):
+            values = detector[name][()]
+            assert len(values) == len(detector["frame_status"])
+            assert np.flatnonzero(~np.isnan(values)).tolist() == frames
+            assert values[frames].tolist() == [first + step * n for n in frames]
 
 
 def packed(pixels: np.ndarray, block: int = 0) -> bytes:

@@ -20,7 +20,20 @@ from tangods_receiver.fileset import FileSet
 from tangods_receiver.records import Record
 from tangods_receiver.seriesfile import SeriesFile
 from tangods_receiver.spread import Spread
-from tests.receiver.series_files import DATASET, DETECTOR, MODULES, PACKED, SMALL, books, header, image, record, records
+from tests.receiver.series_files import (
+    CHANNELS_TIMED,
+    DATASET,
+    DETECTOR,
+    MODULES,
+    PACKED,
+    SMALL,
+    assert_times,
+    books,
+    header,
+    image,
+    record,
+    records,
+)
 
 SPREADS = [Spread(2), Spread(4), Spread(1, 5), Spread(2, 3), Spread(3, 4)]
 FILLS = {"timestamp": nan, "arrival_time": nan, "sequence_number": -1, "message_number": -1, "frame_status": 0}
@@ -50,12 +63,15 @@ def shows(path, frames, length=None, layout=SMALL):
         assert h5["entry/data/data"].shape == data.shape
         columns = {name: detector[name][()] for name in FILLS}
         assert {len(values) for values in columns.values()} == {len(data)}
-        pixels = data[()]
+        sets = [detector[name][()] for name in layout.channels] or [data[()]]
+        assert {len(images) for images in sets} == {len(data)}
         for k in range(len(data)):
             wanted = [image(k, m, layout) * (k in frames) for m in range(layout.modules)]
-            assert (pixels[k] == (wanted if layout.modules > 1 else wanted[0])).all(), f"frame {k}"
+            found = sets[0][k] if layout.axis else [images[k] for images in sets]
+            assert (np.array(found) == wanted).all(), f"frame {k}"
             values = (k * 0.5, 1e9 + k, k, k + 100, 1) if k in frames else FILLS.values()
             np.testing.assert_array_equal([columns[name][k] for name in FILLS], list(values), f"frame {k}")
+        assert_times(h5, frames, layout)
     return True
 
 
@@ -86,7 +102,9 @@ def descriptors():
 
 @pytest.mark.parametrize("spread", SPREADS, ids=ids)
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("layout", [SMALL, MODULES, PACKED], ids=["plain", "modules", "packed"])
+@pytest.mark.parametrize(
+    "layout", [SMALL, MODULES, PACKED, CHANNELS_TIMED], ids=["plain", "modules", "packed", "channels_timed"]
+)
 def test_any_order_and_gaps(tmp_path, spread, known, layout):
     path, n = tmp_path / "a.h5", 31
     before = descriptors()

@@ -7,6 +7,7 @@ import resource
 import shutil
 import struct
 import sysconfig
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -18,8 +19,18 @@ from hypothesis import strategies as st
 
 from tangods_receiver import compiled, source
 from tangods_receiver.errors import StreamError
-from tangods_receiver.protocol import Frame, stins
-from tangods_receiver.records import HEADER, ImageLayout, Record, header_is_sound
+from tangods_receiver.protocol import Frame, Times, stins
+from tangods_receiver.records import (
+    HEADER,
+    TIMES_FOLLOW,
+    ImageLayout,
+    Record,
+    header_is_sound,
+    record_size,
+    record_sizes,
+    tail_size,
+    trailer_of,
+)
 from tangods_receiver.writing import PythonPacked
 from tests.receiver.test_stins import head, heads
 
@@ -231,15 +242,23 @@ records = st.lists(
         st.floats(allow_nan=False) | st.just(nan),
         st.floats(0, 1e10),
         st.integers(0, 255),
+        st.none() | st.builds(Times, st.floats(), st.floats()),
     ),
     min_size=1,
     max_size=20,
 )
 
 
-@given(records, st.sampled_from(["none", "bslz4"]), st.sampled_from([1, 3]), st.integers(0, 2**64 - 1), st.booleans())
-def test_same_bytes(tmp_path_factory, batch, codec, modules, nonce, crc):
-    layout = ImageLayout((4, 8), "uint16", codec, modules)
+@given(
+    records,
+    st.sampled_from(["none", "bslz4"]),
+    st.sampled_from([1, 3]),
+    st.integers(0, 2**64 - 1),
+    st.booleans(),
+    st.booleans(),
+)
+def test_same_bytes(tmp_path_factory, batch, codec, modules, nonce, crc, times):
+    layout = ImageLayout((4, 8), "uint16", codec, modules, times=times)
     path = tmp_path_factory.getbasetemp() / "packed"
     results = []
     for kind in (PythonPacked, hotpath.Packed):
@@ -250,17 +269,47 @@ def test_same_bytes(tmp_path_factory, batch, codec, modules, nonce, crc):
             continue
         with open(path, "wb+") as file:
             packed.write(file.fileno(), 5)
-            results.append((packed.headers, packed.total, packed.payload, path.read_bytes()))
+            results.append((packed.headers, packed.times, packed.total, packed.payload, path.read_bytes()))
     assert results[0] == results[1]
     if not isinstance(results[1], str):
         first = results[1][0][:64]
         assert header_is_sound(first, nonce) and np.frombuffer(first, HEADER)["frame"] == batch[0].frame
+        assert_records(results[1], batch, layout)
+
+
+def assert_records(result, batch, layout):
+    """Each as the format says: where it begins, its times, its trailer."""
+    headers, times, total, _, raw = result
+    at = 5
+    for number, record in enumerate(batch):
+        header = headers[64 * number : 64 * number + 64]
+        assert raw[at : at + 64] == header and raw[at + 64 : at + 64 + len(record.data)] == record.data
+        timed = layout.times and record.times is not None
+        flags, own = header[62], struct.pack("<dd", *record.times) if timed else b""
+        assert bool(flags & TIMES_FOLLOW) == timed
+        tail = raw[at + 64 + len(record.data) :][: tail_size(flags)]
+        assert tail == own + trailer_of(header, own)
+        if layout.times:
+            assert times[16 * number : 16 * number + 16] == (own or struct.pack("<dd", nan, nan))
+        at += record_size(len(record.data), flags)
+    assert at == 5 + total == len(raw) and record_sizes(np.frombuffer(headers, HEADER)).sum() == total
+    assert len(times) == (16 * len(batch) if layout.times else 0)
 
 
 def test_numbers_that_do_not_fit():
     for record in (Record(0, 0, bytes(64), 2**63), Record(0, 0, bytes(64), -1, nan, nan, 256), Record(1, 0, "text")):
         with pytest.raises((StreamError, TypeError)):
             hotpath.Packed([record], LAYOUT, 1)
+
+
+@pytest.mark.parametrize("times", [(1.0,), (1.0, 2.0, 3.0), ("a", 1.0), 5])
+@pytest.mark.parametrize("kind", ["compiled", "python"])
+def test_times_that_are_none(kind, times):
+    packed = hotpath.Packed if kind == "compiled" else PythonPacked
+    record = Record(3, 0, bytes(64), times=times)
+    with pytest.raises(StreamError, match="frame 3, module 0: cannot be stored"):
+        packed([record], replace(LAYOUT, times=True), 1)
+    assert packed([record], LAYOUT, 1).times == b"", "nobody asked for them"
 
 
 def test_longer_than_one_call(tmp_path):

@@ -11,7 +11,18 @@ from tangods_receiver.errors import ConfigError
 from tangods_receiver.fileset import FileSet
 from tangods_receiver.recovery import check, recover
 from tangods_receiver.spread import Spread
-from tests.receiver.series_files import DETECTOR, MODULES, PACKED, SMALL, books, header, image, records
+from tests.receiver.series_files import (
+    CHANNELS,
+    CHANNELS_TIMED,
+    DETECTOR,
+    MODULES,
+    PACKED,
+    SMALL,
+    books,
+    header,
+    image,
+    records,
+)
 from tests.receiver.test_fileset import SPREADS, files, gaps, ids, shows
 
 
@@ -24,7 +35,7 @@ def whole(path, spread, n=30, layout=SMALL, lost=()):
 
 
 @pytest.mark.parametrize(
-    ("spread", "layout"), list(zip(SPREADS, [SMALL, MODULES, PACKED, SMALL, MODULES], strict=True))
+    ("spread", "layout"), list(zip(SPREADS, [SMALL, MODULES, PACKED, CHANNELS, CHANNELS_TIMED], strict=True))
 )
 def test_a_whole_set_is_ok_and_untouched_by_recover(tmp_path, spread, layout):
     path = whole(tmp_path / "a.h5", spread, layout=layout, lost=(0, 7, 8, 29))
@@ -52,7 +63,7 @@ def test_the_command_line_knows_no_difference(tmp_path, capsys):
 @pytest.mark.parametrize("seed", [*range(2), *(pytest.param(s, marks=pytest.mark.soak) for s in range(2, 40))])
 def test_after_a_kill_everything_that_was_written_is_there(tmp_path, spread, known, seed):
     dice, path, n = random.Random(seed), tmp_path / "a.h5", 25
-    layout = (SMALL, MODULES)[seed % 2]
+    layout = (CHANNELS_TIMED, SMALL, MODULES)[seed % 3]
     file = FileSet.create(path, header(n if known else None), layout, spread)
     frames = dice.sample(range(n), dice.randrange(n))
     at = 0

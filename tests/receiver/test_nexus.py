@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,14 +18,20 @@ from hypothesis import strategies as st
 
 from tangods_receiver import nexus
 from tangods_receiver.errors import ConfigError
-from tangods_receiver.recovery import check
+from tangods_receiver.fileset import FileSet
+from tangods_receiver.protocol import Array
+from tangods_receiver.recovery import check, recover
 from tangods_receiver.seriesfile import Books, ImageLayout, Record, SeriesFile
+from tangods_receiver.spread import Spread
 from tests.receiver.series_files import (
+    CHANNELS,
+    CHANNELS_TIMED,
     DATASET,
     DETECTOR,
     MODULES,
     PACKED,
     SMALL,
+    TIMED,
     books,
     header,
     image,
@@ -152,6 +160,114 @@ def test_readers_open_it_growing_killed_and_closed(tmp_path: Path, read: Callabl
     read(written(tmp_path / "b.h5", **METADATA))
 
 
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("spread", [None, Spread(2)])
+def test_readers_open_channels_and_arrays(tmp_path: Path, read: Callable[[Path], None], spread: Spread | None) -> None:
+    path = tmp_path / "a.h5"
+    told = replace(header(20, **METADATA), arrays={"pixel_mask": Array((4, 8), "uint32", bytes(128))})
+    layout = replace(CHANNELS, times=True)
+    file = FileSet.create(path, told, layout, spread) if spread else SeriesFile.create(path, told, layout)
+    read(path)
+    file.append(records(range(10), layout))
+    file.commit()
+    read(path)
+    file.close(books(20, 10, [(10, 19)]))
+    read(path)
+
+
+def test_channels_are_a_default_plot_each(tmp_path: Path) -> None:
+    with h5py.File(written(tmp_path / "a.h5", 3, CHANNELS)) as h5:
+        detector, plot = h5[DETECTOR], h5["entry/data"]
+        assert plot.attrs["signal"] == "threshold_1"
+        assert plot.attrs["auxiliary_signals"].tolist() == ["threshold_2", "difference"]
+        for name in CHANNELS.channels:
+            assert plot[name] == detector[name] and detector[name].shape == (3, 4, 8)
+            assert detector[name].attrs["interpretation"] == "image"
+        assert detector["data"] == plot["data"] == detector["threshold_1"], "by a hard link"
+    import nexusformat.nexus as nx
+    from silx.io import nxdata
+    from silx.io import open as silx_open
+
+    with silx_open(str(tmp_path / "a.h5")) as h5:
+        shown = nxdata.get_default(h5)
+        assert shown.is_valid and shown.signal_name == "threshold_1"
+        assert shown.auxiliary_signals_names == ["threshold_2", "difference"]
+    root = nx.nxload(tmp_path / "a.h5", "r")
+    with root.nxfile:
+        assert root.plottable_data.nxsignal.nxname == "threshold_1"
+
+
+def test_one_channel_is_data_with_its_name(tmp_path: Path) -> None:
+    layout = ImageLayout((4, 8), "uint16", "none", 1, ("threshold_1",))
+    path = written(tmp_path / "a.h5", 3, layout)
+    assert check(path).ok
+    with h5py.File(path) as h5:
+        assert h5[DATASET] == h5[DETECTOR]["threshold_1"] == h5["entry/data/data"]
+        assert "auxiliary_signals" not in h5["entry/data"].attrs and h5.attrs["series_file_format"] == 1
+
+
+@pytest.mark.parametrize(
+    "dataset", ["entry/images", "entry/data", "entry/data/data", "/entry/instrument/detector/x", "a/b/c/d/e"]
+)
+@pytest.mark.parametrize("names", [("x", "y"), ("y", "x"), ("images", "z")])
+def test_channels_of_other_dataset_paths(tmp_path: Path, dataset: str, names: tuple[str, ...]) -> None:
+    layout = ImageLayout((4, 8), "uint16", "none", 2, names)
+    for spread in (None, Spread(2)):
+        path = tmp_path / f"{spread is None}.h5"
+        told = header(4, dataset)
+        file = FileSet.create(path, told, layout, spread) if spread else SeriesFile.create(path, told, layout)
+        file.append(records(range(4), layout))
+        file.abandon()
+        assert recover(path).frames == 4 and check(path).ok, check(path).lines()
+        with h5py.File(path) as h5:
+            detector = h5[nexus.detector_path(dataset.strip("/"))]
+            for module, name in enumerate(names):
+                np.testing.assert_array_equal(detector[name][3], image(3, module, layout))
+            if dataset.rpartition("/")[2] not in names:
+                assert h5[dataset] == detector[names[0]]
+
+
+def test_names_of_channels() -> None:
+    names = nexus.channel_names
+    assert names(("threshold_1", "threshold_2", "difference")) == ("threshold_1", "threshold_2", "difference")
+    assert names(("a b", "a/b", "..", "", "ü", "x" * 99)) == ("a_b", "a_b_2", "__", "channel_4", "_", "x" * 40)
+    assert names(("data", "frame_status", "stop_time", "header", "pixel_mask", "t_channel")) == (
+        "data_2",
+        "frame_status_2",
+        "stop_time_2",
+        "header_2",
+        "pixel_mask_2",
+        "t_channel_2",
+    )
+
+
+def test_too_many_channels_stay_in_one_dataset() -> None:
+    assert len(nexus.channel_names([f"c{n}" for n in range(16)])) == 16
+    assert nexus.channel_names([f"c{n}" for n in range(17)]) == ()
+
+
+@settings(max_examples=20)
+@given(st.lists(st.text(max_size=50) | st.sampled_from(["data", "a", "a_2", "a_channel"]), min_size=1, max_size=16))
+def test_any_names_of_channels_make_a_file(tmp_path_factory, given: list[str]) -> None:
+    names = nexus.channel_names(given)
+    assert len(set(names)) == len(given) and all(re.fullmatch(r"[A-Za-z0-9_]{1,44}", name) for name in names)
+    layout = ImageLayout((4, 8), "uint16", "none", len(names), names)
+    told = {f"{name}/pixel_mask": Array((4, 8), "uint8", bytes(32)) for name in names}
+    path = tmp_path_factory.mktemp("names") / "a.h5"
+    file = SeriesFile.create(path, replace(header(1), arrays=told), layout)
+    file.append(records([0], layout))
+    file.close(books(1, 1))
+    assert check(path).ok
+    with h5py.File(path) as h5:
+        for module, name in enumerate(names):
+            np.testing.assert_array_equal(h5[DETECTOR][name][0], image(0, module, layout))
+
+
+def test_names_and_modules_must_fit() -> None:
+    with pytest.raises(ValueError, match="3 modules, 2 names"):
+        ImageLayout((4, 8), "uint16", "none", 3, ("a", "b"))
+
+
 @pytest.mark.parametrize(
     "dataset, detector, plot",
     [
@@ -212,10 +328,10 @@ def test_types(tmp_path: Path, dtype: str) -> None:
 
 
 def test_layout_is_read_back(tmp_path: Path) -> None:
-    for n, layout in enumerate((SMALL, MODULES, PACKED)):
+    for n, layout in enumerate((SMALL, MODULES, PACKED, CHANNELS, TIMED, CHANNELS_TIMED)):
         file = SeriesFile.create(tmp_path / f"{n}.h5", header(1), layout)
         with h5py.File(file.path) as h5:
-            assert nexus.layout_of(h5[DATASET]) == layout
+            assert nexus.stored_layout(h5, nexus.identity(h5)) == layout
         file.abandon()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gzip
 import multiprocessing
 import os
 import random
@@ -11,6 +12,7 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,21 +24,37 @@ from hypothesis import strategies as st
 
 from tangods_receiver import nexus, recovery
 from tangods_receiver.errors import ConfigError, WriteError
+from tangods_receiver.protocol import Times
+from tangods_receiver.records import INCOMPLETE
 from tangods_receiver.recovery import check, recover
 from tangods_receiver.seriesfile import ImageLayout, Record, SeriesFile
 from tests.receiver.series_files import (
+    CHANNELS,
+    CHANNELS_TIMED,
     DATASET,
     DETECTOR,
     MODULES,
     PACKED,
     SMALL,
+    TIMED,
+    assert_times,
     books,
     header,
     image,
+    pixels,
     record,
     records,
     written,
 )
+
+LAYOUTS = {
+    "plain": SMALL,
+    "modules": MODULES,
+    "bslz4": PACKED,
+    "channels": CHANNELS,
+    "timed": TIMED,
+    "channels_timed": CHANNELS_TIMED,
+}
 
 
 def killed(
@@ -55,15 +73,16 @@ def killed(
 
 def assert_frames(path: Path, frames: list[int], layout: ImageLayout = SMALL) -> None:
     with h5py.File(path) as h5:
-        data, status = h5[DATASET], h5[DETECTOR]["frame_status"][()]
+        status = h5[DETECTOR]["frame_status"][()]
         assert np.flatnonzero(status).tolist() == sorted(frames)
         for n in frames:
             for m in range(layout.modules):
-                np.testing.assert_array_equal(data[n, m] if layout.modules > 1 else data[n], image(n, m, layout))
+                np.testing.assert_array_equal(pixels(h5, n, m, layout), image(n, m, layout))
+        assert_times(h5, frames, layout)
 
 
 @pytest.mark.parametrize("committed", [0, 3, 9])
-@pytest.mark.parametrize("layout", [SMALL, MODULES, PACKED], ids=["plain", "modules", "bslz4"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("nframes", [None, 20])
 def test_recover(tmp_path: Path, committed: int, layout: ImageLayout, nframes: int | None) -> None:
     frames = [0, 2, 1, 5, 4, 7, 11, 12, 13]
@@ -119,6 +138,142 @@ def test_incomplete_frame(tmp_path: Path) -> None:
     assert report.ok, report.lines()
     with h5py.File(file.path) as h5:
         assert h5[DETECTOR]["frame_status"][()].tolist() == [1, 2, 0]
+
+
+def test_a_module_without_all_its_pixels_makes_the_frame_incomplete(tmp_path: Path) -> None:
+    """The sender says so of one record; whichever comes last, in the same batch or not."""
+    for layout in (MODULES, CHANNELS):
+        for order in ((0, 1, 2), (1, 0, 2), (0, 2, 1)):
+            file = SeriesFile.create(tmp_path / "a.h5", header(4), layout)
+            bad = record(1, 1, layout)._replace(status=INCOMPLETE)
+            parts = [bad if m == 1 else record(1, m, layout) for m in order]
+            file.append(parts[:2])
+            file.commit()
+            file.append([parts[2], *records([0, 3], layout)])
+            file.commit()
+            shutil.copy(file.path, tmp_path / "killed.h5")
+            file.close(books(4, 3, [(2, 2)]))
+            recover(tmp_path / "killed.h5")
+            for path in (file.path, tmp_path / "killed.h5"):
+                with h5py.File(path) as h5:
+                    assert h5[DETECTOR]["frame_status"][()].tolist() == [1, 2, 0, 1]
+                    assert h5[DETECTOR]["frames_received"][()] == 3, "it came, and is stored"
+                assert check(path).ok, check(path).lines()
+                path.unlink()
+
+
+def test_a_single_image_without_all_its_pixels(tmp_path: Path) -> None:
+    file = SeriesFile.create(tmp_path / "a.h5", header(2), SMALL)
+    file.append([record(0), record(1)._replace(status=INCOMPLETE)])
+    file.close(books(2, 2))
+    assert check(file.path).ok, check(file.path).lines()
+    with h5py.File(file.path, "r+") as h5:
+        h5[DETECTOR]["frame_status"][0] = INCOMPLETE
+    assert any("lack modules or pixels" in problem for problem in check(file.path).problems)
+
+
+def test_times_come_with_their_frame_or_not_at_all(tmp_path: Path) -> None:
+    """Records without times among those with them; of a torn record the times go too."""
+    file = SeriesFile.create(tmp_path / "a.h5", header(6), TIMED)
+    plain = record(2, 0, TIMED)._replace(times=None)
+    half = record(3, 0, TIMED)._replace(times=Times(np.nan, 0.5))
+    file.append([*records([0, 1], TIMED), plain, half, *records([4, 5], TIMED)])
+    file.commit()
+    file.abandon()
+    at = find(file.path, 4)
+    with file.path.open("r+b") as raw:
+        raw.seek(at + 64 + SMALL.chunk_bytes + 3)  # in the times
+        raw.write(b"?")
+    report = recover(file.path)
+    assert report.frames == 5 and report.torn == 1
+    with h5py.File(file.path) as h5:
+        np.testing.assert_array_equal(h5[DETECTOR]["stop_time"][()], [0.25, 0.75, np.nan, np.nan, np.nan, 2.75])
+        np.testing.assert_array_equal(h5[DETECTOR]["real_time"][()], [0, 0.125, np.nan, 0.5, np.nan, 0.625])
+    assert check(file.path).ok, check(file.path).lines()
+    with h5py.File(file.path, "r+") as h5:
+        h5[DETECTOR]["real_time"][1] = 7
+    assert check(file.path).problems == ["real_time does not fit the records for 1 frames: 1"]
+
+
+def test_modules_with_their_own_times(tmp_path: Path) -> None:
+    """The last that came counts; check takes that of any."""
+    layout = replace(MODULES, times=True)
+    file = SeriesFile.create(tmp_path / "a.h5", header(2), layout)
+    parts = [record(0, m, layout)._replace(times=Times(m, m)) for m in range(2)]
+    file.append([*parts, record(0, 2, layout)._replace(times=None)])
+    file.close(books(2, 1, [(1, 1)]))
+    with h5py.File(file.path) as h5:
+        assert h5[DETECTOR]["stop_time"][0] == 1
+    assert check(file.path).ok, check(file.path).lines()
+
+
+def test_a_file_of_the_first_format(tmp_path: Path) -> None:
+    """As an earlier version left it when it was killed: modules, some of it committed."""
+    path = tmp_path / "old.h5"
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "format_1_killed.h5.gz").read_bytes()))
+    with path.open("r+b") as raw:
+        raw.truncate(int.from_bytes(path.read_bytes()[40:48], "little"))
+    problems = check(path).problems
+    assert "frame 5, module 2: record is not in the index" in problems and problems[0].startswith("not closed")
+    report = recover(path)
+    assert report.frames == 5 and report.missing == [(3, 4), (6, 6), (8, 19)]
+    assert check(path).ok
+    with h5py.File(path) as h5:
+        assert h5.attrs["series_file_format"] == 1
+        assert h5[DETECTOR]["frame_status"][:9].tolist() == [1, 1, 1, 0, 0, 1, 0, 2, 0]
+        np.testing.assert_array_equal(h5[DATASET][5, 2], image(5, 2, MODULES))
+
+
+def test_a_file_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as h5:
+        h5.attrs["series_file_format"] = 3
+    for look in (check, recover):
+        with pytest.raises(ConfigError, match="format 3, this version knows 2: use a newer one"):
+            look(path)
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@given(data=st.data())
+def test_any_order_of_modules_and_channels(tmp_path_factory, data: st.DataObject) -> None:
+    """Any records in any batches, with commits between them: what a reader sees after a kill and a recovery."""
+    path = tmp_path_factory.mktemp("order") / "a.h5"
+    layout = data.draw(st.sampled_from([MODULES, CHANNELS, CHANNELS_TIMED, replace(MODULES, times=True)]))
+    places = [(frame, module) for frame in (0, 1, 2, 63, 64, 200) for module in range(layout.modules)]
+    chosen = data.draw(st.permutations(places).flatmap(lambda all: st.integers(0, len(all)).map(lambda n: all[:n])))
+    bad = data.draw(st.sets(st.sampled_from(places), max_size=3))
+    file = SeriesFile.create(path, header(data.draw(st.sampled_from([None, 201]))), layout)
+    at = 0
+    while at < len(chosen):
+        size = data.draw(st.integers(1, 7))
+        batch = [record(*place, layout) for place in chosen[at : at + size]]
+        file.append([r._replace(status=INCOMPLETE) if (r.frame, r.module) in bad else r for r in batch])
+        at += size
+        if data.draw(st.booleans()):
+            file.commit()
+    came: dict[int, set[int]] = {}
+    for frame, module in chosen:
+        came.setdefault(frame, set()).add(module)
+    ended = data.draw(st.sampled_from([SeriesFile.abandon, SeriesFile.close]))
+    if ended is SeriesFile.abandon:
+        file.abandon()
+        recover(path)
+    else:
+        lost = recovery.gaps(np.array(sorted(came), np.int64), 201)
+        file.close(books(201, sum(len(m) == layout.modules for m in came.values()), lost))
+    assert check(path).ok, check(path).lines()
+    with h5py.File(path) as h5:
+        status = h5[DETECTOR]["frame_status"][()]
+        for frame, modules in came.items():
+            whole = len(modules) == layout.modules and not any((frame, m) in bad for m in modules)
+            assert status[frame] == (1 if whole else INCOMPLETE)
+            for m in range(layout.modules):
+                np.testing.assert_array_equal(
+                    pixels(h5, frame, m, layout), image(frame, m, layout) * (m in modules), f"{frame}, {m}"
+                )
+        assert np.count_nonzero(status) == len(came)
+        assert_times(h5, came, layout)
 
 
 # --- torn records, holes
@@ -202,7 +357,8 @@ def test_payload_that_looks_like_a_record(tmp_path: Path) -> None:
 def test_killed_anywhere_between_the_writes(tmp_path_factory, data: st.DataObject) -> None:
     """Every prefix of the writes of appends, commits and close is a file that opens and can be recovered."""
     path = tmp_path_factory.mktemp("kill") / "a.h5"
-    file = SeriesFile.create(path, header(data.draw(st.sampled_from([None, 12]))), SMALL)
+    layout = data.draw(st.sampled_from([SMALL, MODULES, CHANNELS, TIMED]))
+    file = SeriesFile.create(path, header(data.draw(st.sampled_from([None, 12]))), layout)
     left = data.draw(st.integers(0, 90))
     done: list[int] = []
     real = os.pwritev
@@ -223,7 +379,7 @@ def test_killed_anywhere_between_the_writes(tmp_path_factory, data: st.DataObjec
     os.pwritev = until  # type: ignore[assignment]
     try:
         for frame in range(12):
-            file.append(records([frame]))
+            file.append(records([frame], layout))
             done.append(frame)
             if frame % 4 == 3:
                 file.commit()
@@ -234,14 +390,17 @@ def test_killed_anywhere_between_the_writes(tmp_path_factory, data: st.DataObjec
         os.pwritev = real
         file.abandon()
     with h5py.File(path) as h5:
-        for n in np.flatnonzero(h5[DETECTOR]["frame_status"][()]):
-            np.testing.assert_array_equal(h5[DATASET][n], image(int(n)))
+        for n in np.flatnonzero(h5[DETECTOR]["frame_status"][()] == 1).tolist():
+            for m in range(layout.modules):
+                np.testing.assert_array_equal(pixels(h5, n, m, layout), image(n, m, layout))
     assert recover(path).frames >= len(done)
     report = check(path)
     assert report.ok and report.frames >= len(done), report.lines()
-    for n in done:
-        with h5py.File(path) as h5:
-            np.testing.assert_array_equal(h5[DATASET][n], image(n))
+    with h5py.File(path) as h5:
+        for n in done:
+            for m in range(layout.modules):
+                np.testing.assert_array_equal(pixels(h5, n, m, layout), image(n, m, layout))
+        assert_times(h5, np.flatnonzero(h5[DETECTOR]["frame_status"][()]).tolist(), layout)
 
 
 @pytest.mark.slow
@@ -324,7 +483,7 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
     waiting = []
     for number in range(20):  # started beforehand: starting Python takes longer than the rest
         ours, theirs = context.Pipe(duplex=False)
-        layout = (SMALL, ImageLayout((64, 128), "uint16", "none"), MODULES)[number % 3]
+        layout = (SMALL, ImageLayout((64, 128), "uint16", "none"), MODULES, CHANNELS, TIMED)[number % 5]
         path = tmp_path / f"{number}.h5"
         child = context.Process(
             target=_write_until_killed, args=(str(path), theirs, None if number % 2 else 100_000, layout)

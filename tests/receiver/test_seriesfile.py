@@ -22,17 +22,23 @@ from hypothesis import strategies as st
 
 from tangods_receiver import seriesfile
 from tangods_receiver.errors import ConfigError, StreamError, WriteError
+from tangods_receiver.records import aligned
 from tangods_receiver.recovery import check
 from tangods_receiver.seriesfile import ImageLayout, Record, SeriesFile, write_all
 from tests.receiver.series_files import (
+    CHANNELS,
+    CHANNELS_TIMED,
     DATASET,
     DETECTOR,
     MODULES,
     PACKED,
     SMALL,
+    TIMED,
+    assert_times,
     books,
     header,
     image,
+    pixels,
     record,
     records,
     written,
@@ -106,7 +112,11 @@ def test_closed_file(file: SeriesFile) -> None:
     assert file.path.stat().st_size < 200 * 192 + 500_000, "the horizon is gone"
 
 
-@pytest.mark.parametrize("layout", [SMALL, MODULES, PACKED], ids=["plain", "modules", "bslz4"])
+@pytest.mark.parametrize(
+    "layout",
+    [SMALL, MODULES, PACKED, CHANNELS, TIMED, CHANNELS_TIMED],
+    ids=["plain", "modules", "bslz4", "channels", "timed", "channels_timed"],
+)
 @pytest.mark.parametrize("nframes", [None, 0, 1, 2500])
 def test_every_kind_of_series(tmp_path: Path, layout: ImageLayout, nframes: int | None) -> None:
     count = 1100 if nframes is None else nframes
@@ -118,12 +128,37 @@ def test_every_kind_of_series(tmp_path: Path, layout: ImageLayout, nframes: int 
     report = check(file.path)
     assert report.ok, report.lines()
     assert report.frames == count
-    images, status = read(file.path)
-    assert len(images) == len(status) == count
-    for n in range(0, count, 97):
-        for m in range(layout.modules):
-            pixels = images[n, m] if layout.modules > 1 else images[n]
-            np.testing.assert_array_equal(pixels, image(n, m, layout))
+    with h5py.File(file.path) as h5:
+        assert len(h5[DATASET]) == len(h5[DETECTOR]["frame_status"]) == count
+        for n in range(0, count, 97):
+            for m in range(layout.modules):
+                np.testing.assert_array_equal(pixels(h5, n, m, layout), image(n, m, layout))
+        assert_times(h5, range(count), layout)
+        assert h5.attrs["series_file_format"] == (2 if layout.channels or layout.times else 1)
+
+
+@pytest.mark.parametrize("layout", [SMALL, MODULES, CHANNELS, CHANNELS_TIMED], ids=["plain", "modules", "ch", "timed"])
+@settings(max_examples=25)
+@given(batches=st.lists(st.sets(st.tuples(st.integers(0, 40_000), st.integers(0, 1)), min_size=1), max_size=5))
+def test_a_commit_takes_no_more_than_was_kept_for_it(
+    tmp_path_factory, layout: ImageLayout, batches: list[set[tuple[int, int]]]
+) -> None:
+    """Else a full disk could not commit."""
+    file, took = SeriesFile.create(tmp_path_factory.mktemp("cost") / "a.h5", header(None), layout), 0
+    real = file._place
+
+    def place(size: int) -> int:
+        nonlocal took
+        took += aligned(size)
+        return real(size)
+
+    file._place = place  # type: ignore[method-assign]
+    for places in batches:
+        file.append([record(frame, module % layout.modules, layout) for frame, module in places])
+        kept, took = file._cost(file._leaves, file._blocks), 0
+        file.commit()
+        assert 0 < took <= kept
+    file.abandon()
 
 
 def test_unknown_number_grows_with_commits(tmp_path: Path) -> None:
