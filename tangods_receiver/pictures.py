@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -42,8 +43,8 @@ _PLAIN = {"u1", "i1", "u2", "i2", "u4", "i4", "f4"}  # types that every viewer k
 
 
 class Knowledge(NamedTuple):
-    """What the stream says about pixels: `mask` (not 0: no value) in the image's shape, `saturation` the value from
-    which a pixel is saturated; None: nothing."""
+    """What the stream says about pixels: `mask` True where one has no value, in the image's shape; `saturation` the
+    value from which one is saturated; None: nothing."""
 
     mask: Array | None = None
     saturation: float | None = None
@@ -60,20 +61,13 @@ class View(NamedTuple):
     full: tuple[int, int]
 
 
-def knowledge(start: SeriesStart | None) -> Knowledge:
-    """Out of what announced the series."""
-    if start is None:
-        return Knowledge()
-    found = start.arrays.get("pixel_mask")
-    mask = None
-    if found is not None:
-        dtype = np.dtype(found.dtype).newbyteorder("<")
-        mask = np.frombuffer(found.data, dtype).reshape(found.shape) != 0
+def knowledge(masked: Array | None, start: SeriesStart | None) -> Knowledge:
+    """Out of the mask that belongs to an image, and what announced its series."""
     for key in ("saturation_value", "countrate_correction_count_cutoff"):
-        value = start.metadata.get(key)
+        value = None if start is None else start.metadata.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            return Knowledge(mask, float(value))
-    return Knowledge(mask)
+            return Knowledge(masked, float(value))
+    return Knowledge(masked)
 
 
 def flat(array: Array) -> Array:
@@ -140,7 +134,7 @@ def _marked(pixels: Array, mask: Array | None, saturation: float | None) -> tupl
     if there is not None:
         nothing = ~there if mask is None else ~there | mask
     limit = largest if saturation is None and fills else saturation
-    over = None if limit is None else pixels >= limit
+    over = None if limit is None else _reach(pixels, limit)
     marks = None
     if over is not None and over.any():
         marks = np.where(over, np.uint8(SATURATED), np.uint8(0))
@@ -149,15 +143,19 @@ def _marked(pixels: Array, mask: Array | None, saturation: float | None) -> tupl
         marks[nothing] = MASKED
     if mask is not None and mask.any():
         pixels = pixels.copy()
-        pixels[mask] = _no_value(pixels.dtype)
+        pixels[mask] = imaging.no_value(pixels.dtype)
     return marks, pixels
 
 
-def _no_value(dtype: np.dtype[Any]) -> Any:
-    """What `imaging` leaves out."""
-    if dtype.kind == "u":
-        return np.iinfo(dtype).max
-    return {"i": -1, "f": np.nan}.get(dtype.kind, 0)
+def _reach(pixels: Array, limit: float) -> Array | None:
+    """True where a value is at least so large; None: no value of this type can be."""
+    if pixels.dtype.kind in "ui":
+        limit = math.ceil(limit)  # a comparison with a real number would turn all pixels into real numbers first
+        info = np.iinfo(pixels.dtype)
+        if limit > info.max:
+            return None
+        limit = max(limit, info.min)
+    return np.asarray(pixels >= limit)
 
 
 def _smaller_marks(marks: Array, factor: int) -> Array | None:

@@ -62,6 +62,7 @@ class Shown(Protocol):
 
     def snapshot(self) -> Snapshot: ...
     def announced(self, series: int) -> SeriesStart | None: ...
+    def silence(self) -> float: ...
     def last_frame(
         self, kind: Kind = ..., newer_than: tuple[int, int] | None = ..., wait: float = ..., channel: int = ...
     ) -> LastFrame | None: ...
@@ -70,11 +71,12 @@ class Shown(Protocol):
 class Shot:
     """An image that viewers share, and the views of it that were cut out already."""
 
-    def __init__(self, image: LastFrame, known: pictures.Knowledge) -> None:
+    def __init__(self, image: LastFrame, start: SeriesStart | None, age: float) -> None:
         self.image = image
-        self.known = known
+        self.known = pictures.knowledge(image.masked, start)
+        self.channels = () if start is None else start.channels
         self.id = image.series, image.number
-        self.came = time.time()
+        self.came = time.monotonic() - age
         self.views: dict[tuple[Any, ...], asyncio.Task[pictures.View]] = {}
 
     def knowledge(self, wish: Wish) -> pictures.Knowledge:
@@ -98,7 +100,7 @@ class Hub:
         self._viewers = 0
         self._shots: dict[tuple[Kind, int], Shot] = {}
         self._fetching: dict[tuple[Kind, int], asyncio.Task[None]] = {}
-        self._known: tuple[int, pictures.Knowledge] = 0, pictures.Knowledge()
+        self._errors: dict[tuple[Kind, int], str] = {}
         self._turns = asyncio.Semaphore(RENDERED)
 
     async def serve(self, socket: WebSocket) -> None:
@@ -138,18 +140,19 @@ class Hub:
         ask = partial(self.engine.last_frame, kind, before.id if before else None, WAIT, channel)
         try:
             image = await run_in_threadpool(ask)
-        except DaqError:  # a damaged image; the status tells
-            image = None
+        except DaqError as exc:  # a damaged image, or no such channel
+            image, self._errors[key] = None, str(exc)
+        else:
+            self._errors.pop(key, None)
         if image is None:
-            if before is None:
+            if before is None or key in self._errors:
                 await asyncio.sleep(WAIT)
         elif self._viewers and (before is None or before.id != (image.series, image.number)):
-            self._shots[key] = Shot(image, self._knowledge(image.series))
+            self._shots[key] = Shot(image, self.engine.announced(image.series), self.engine.silence())
 
-    def _knowledge(self, series: int) -> pictures.Knowledge:
-        if self._known[0] != series:
-            self._known = series, pictures.knowledge(self.engine.announced(series))
-        return self._known[1]
+    def error(self, wish: Wish) -> str:
+        """Why there is no image of that kind; "": for no fault."""
+        return self._errors.get((wish.kind, wish.channel), "")
 
     async def view(self, shot: Shot, wish: Wish) -> pictures.View:
         """What the viewer wants of it; cut out once for all who want the same."""
@@ -212,6 +215,7 @@ class Viewer:
 
     async def _pictures(self) -> None:
         seen: tuple[int, int] | None = None
+        error = ""
         before: tuple[Any, ...] = ()
         due = 0.0
         await self._told.wait()  # before that nobody knows how large its window is
@@ -226,6 +230,8 @@ class Viewer:
                 await _within(early, self._told.wait())
                 continue
             shot = await self._hub.newer(wish, seen if wanted == before else None)
+            if error != (error := self._hub.error(wish)) and error:
+                await self._send({"type": "error", "error": error})
             if shot is None:
                 continue
             view = await self._hub.view(shot, wish)
@@ -263,11 +269,12 @@ def message(number: int, shot: Shot, wish: Wish, view: pictures.View) -> bytes:
         "id": number,
         "kind": wish.kind,
         "channel": wish.channel,
+        "channels": shot.channels,
         "series": image.series,
         "number": image.number,
         "frames": image.frames,
         "timestamp": None if math.isnan(image.timestamp) else image.timestamp,
-        "age": round(time.time() - shot.came, 3),
+        "age": round(time.monotonic() - shot.came, 3),
         "shape": view.pixels.shape,
         "dtype": view.pixels.dtype.name,
         "source": image.array.dtype.name,

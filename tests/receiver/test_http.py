@@ -1,5 +1,6 @@
 """The HTTP side over real sockets."""
 
+import base64
 import contextlib
 import io
 import json
@@ -22,6 +23,7 @@ from tangods_receiver.errors import ConfigError, StreamError
 from tangods_receiver.http import HttpServer, encode_png
 from tangods_receiver.metrics import COUNTERS
 from tangods_receiver.protocol import SeriesStart
+from tangods_receiver.remote import RemoteEngine
 from tangods_receiver.stats import Loss, Past, Shares, Snapshot, WorkerStats
 from tests.waiting import wait_for
 
@@ -33,6 +35,7 @@ class Shot:
     array: np.ndarray
     timestamp: float = math.nan
     frames: int = 1
+    masked: np.ndarray | None = None
 
 
 @dataclass
@@ -73,6 +76,9 @@ class Engine:
 
     def announced(self, series):
         return self.start
+
+    def silence(self):
+        return 0.0
 
     def last_frame(self, kind="last", newer_than=None, wait=0.0, channel=0):
         self.asked.append((kind, channel))
@@ -419,3 +425,207 @@ def test_twenty_starts_leave_descriptors_as_they_were(engine):
         with HttpServer(engine, "127.0.0.1:0") as server:
             httpx.get(f"http://127.0.0.1:{server.port}/status")
     assert open_files() <= before
+
+
+# --- images in other forms -------------------------------------------------------------------------------------------
+
+
+def ramp(rows=12, columns=16, dtype="uint16"):
+    return np.arange(rows * columns).reshape(rows, columns).astype(dtype)
+
+
+def load(reply):
+    assert reply.status_code == 200, reply.text
+    return np.load(io.BytesIO(reply.content), allow_pickle=False)
+
+
+def test_a_region_made_smaller(client, engine):
+    engine.shot = Shot(7, 3, ramp())
+    reply = client.get("/last_frame", params={"region": "4,4,12,16", "downsample": 4, "method": "max"})
+    np.testing.assert_array_equal(load(reply), ramp()[7::4, 7::4])
+    assert (reply.headers["X-Region"], reply.headers["X-Factor"]) == ("4,4,12,16", "4")
+    reply = client.get("/last_frame", params={"size": "6x8", "method": "sample"})
+    np.testing.assert_array_equal(load(reply), ramp()[::2, ::2])
+    reply = client.get("/last_frame", params={"size": "6"})
+    assert load(reply).shape == (4, 5) and load(reply).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["uint16", ">u4", "uint64", "float64"])
+def test_raw_pixels(client, engine, dtype):
+    engine.shot = Shot(7, 3, ramp(2, 6, dtype).reshape(2, 2, 3))
+    reply = client.get("/last_frame", params={"format": "raw"})
+    assert reply.headers["content-type"] == "application/octet-stream"
+    shape = tuple(map(int, reply.headers["X-Shape"].split(",")))
+    assert shape == (2, 2, 3) and reply.headers["X-Dtype"][0] == "<"
+    pixels = np.frombuffer(reply.content, reply.headers["X-Dtype"]).reshape(shape)
+    np.testing.assert_array_equal(pixels, engine.shot.array)
+
+
+def test_kind_and_channel_are_passed_on(client, engine):
+    engine.shot = Shot(7, 3, ramp(), frames=12)
+    reply = client.get("/last_frame", params={"kind": "sum", "channel": 2})
+    assert reply.headers["X-Frames"] == "12" and engine.asked == [("sum", 2)]
+    assert "query.kind" in client.get("/last_frame", params={"kind": "first"}).json()["error"]
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg"])
+def test_a_picture_in_colours(client, engine, format):
+    image = np.full((64, 64), 50, np.uint16)
+    image[:32, :32], image[32:, 32:] = 0, 100
+    image[32:, :32] = 65535
+    engine.shot = Shot(7, 3, image)
+    reply = client.get("/last_frame", params={"format": format, "colormap": "viridis", "min": 0, "max": 100})
+    assert reply.headers["content-type"] == f"image/{format}"
+    picture = np.asarray(Image.open(io.BytesIO(reply.content)).convert("RGB")).astype(int)
+    expected = [(68, 1, 84), (253, 231, 37), (33, 145, 140), (32, 80, 16)]
+    found = [picture[16, 16], picture[48, 48], picture[16, 48], picture[48, 16]]
+    assert all(np.abs(a - b).max() <= (1 if format == "png" else 8) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_logarithmic_picture(client, engine):
+    engine.shot = Shot(7, 3, np.array([[1, 10, 100]], np.uint16))
+    reply = client.get("/last_frame", params={"format": "png", "log": 1, "min": 1, "max": 100})
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(reply.content))), [[0, 128, 255]])
+
+
+def test_saturated_pixels_of_the_picture(client, engine):
+    engine.shot = Shot(7, 3, ramp())
+    params = {"format": "png", "colormap": "grey", "saturation": 191}
+    picture = np.asarray(Image.open(io.BytesIO(client.get("/last_frame", params=params).content)))
+    assert picture[11, 15].tolist() == [240, 160, 240] and picture[11, 14].tolist() != [240, 160, 240]
+    engine.start = SeriesStart("a", metadata={"saturation_value": 190})
+    params.pop("saturation")
+    picture = np.asarray(Image.open(io.BytesIO(client.get("/last_frame", params=params).content)))
+    assert picture[11, 14].tolist() == [240, 160, 240]
+
+
+def test_only_what_is_newer(client, engine):
+    engine.shot = Shot(7, 3, ramp())
+    assert client.get("/last_frame", params={"newer": "3:7"}).status_code == 204
+    assert client.get("/last_frame", params={"newer": "3:6"}).headers["X-Frame"] == "7"
+    assert client.get("/last_frame", params={"newer": "2:7"}).headers["X-Frame"] == "7"
+    began = time.monotonic()
+    assert client.get("/last_frame", params={"newer": "3:7", "wait": 0.5}).status_code == 204
+    assert time.monotonic() - began >= 0.5
+
+
+def test_waiting_for_a_new_image_takes_nobodys_turn(client, engine):
+    engine.shot = Shot(7, 3, ramp())
+    replies = []
+    asking = [
+        threading.Thread(
+            target=lambda: replies.append(client.get("/last_frame", params={"newer": "3:7", "wait": 20}, timeout=30))
+        )
+        for _ in range(9)
+    ]
+    for thread in asking:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        assert client.get("/last_frame").headers["X-Frame"] == "7"
+        assert not replies
+    finally:
+        engine.shot = Shot(8, 3, ramp())
+        for thread in asking:
+            thread.join()
+    assert [reply.headers["X-Frame"] for reply in replies] == ["8"] * 9
+
+
+def test_somebody_who_waits_does_not_delay_the_end(engine):
+    server = HttpServer(engine, "127.0.0.1:0")
+    server.start()
+    with socket.create_connection(("127.0.0.1", server.port)) as waiting:
+        waiting.sendall(b"GET /last_frame?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.2)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 1.5
+
+
+def test_one_pixel(client, engine):
+    assert client.get("/pixel", params={"row": 1, "column": 2}).status_code == 404
+    engine.shot = Shot(7, 3, ramp())
+    values = {"row": 1, "column": 2, "value": 18, "masked": False, "saturated": False, "series": 3, "number": 7}
+    assert client.get("/pixel", params={"row": 1, "column": 2}).json() == values
+    gone = client.get("/pixel", params={"row": 12, "column": 2})
+    assert gone.status_code == 404 and "the image has 12 x 16 pixels" in gone.json()["error"]
+    engine.shot = Shot(8, 3, np.full((2, 2), np.nan))
+    assert client.get("/pixel", params={"row": 1, "column": 1}).json()["value"] is None
+    engine.shot = Shot(9, 3, np.full((2, 2), 0.1), masked=np.ones((2, 2), bool))
+    assert client.get("/pixel", params={"row": 1, "column": 1}).json() | {"masked": True, "value": 0.1} == {
+        **{"row": 1, "column": 1, "value": 0.1, "masked": True, "saturated": False, "series": 3, "number": 9}
+    }
+
+
+def test_colour_maps(client):
+    said = client.get("/colormaps").json()
+    assert {"viridis", "magma", "inferno", "grey", "grey_r", "turbo"} <= set(said["maps"])
+    assert all(len(base64.b64decode(one["colours"])) == 768 and one["title"] for one in said["maps"].values())
+
+
+def test_the_last_series(client, engine):
+    assert client.get("/series").json() == {"series": []}
+    engine.past = [Past(4, "/d/b.h5", 10, 9, 9, 1, begun=1.5, ended=2.5, reason="1 of 10 frames missing"), Past(3)]
+    listed = client.get("/series").json()["series"]
+    assert [Past.from_dict(series) for series in listed] == engine.past
+
+
+def test_begin(client, engine):
+    assert client.post("/begin", json={"filename": "a.h5", "nframes": 5, "metadata": {"b": 1}}).json() == {"series": 8}
+    assert engine.calls == [("begin", "a.h5", 5, {"b": 1})]
+    assert client.post("/begin", json={"nframes": -1, "filename": ""}).status_code == 422
+
+
+# --- what is said about the routes is true ---------------------------------------------------------------------------
+
+
+def test_openapi_names_every_route_and_what_it_answers(client, engine):
+    engine.shot = Shot(7, 3, ramp())
+    said = client.get("/openapi.json").json()
+    routes = {path: set(methods) for path, methods in said["paths"].items()}
+    posts = ("/stop", "/reset", "/begin")
+    gets = ("/status", "/received_frames", "/series", "/check", "/last_frame", "/pixel", "/colormaps", "/metrics")
+    regions = {"/rois": {"get", "post"}, "/rois/history": {"get"}}
+    assert routes == {**{path: {"get"} for path in gets}, **{path: {"post"} for path in posts}, **regions}
+    queries = {"/check": {"path": "a"}, "/pixel": {"row": 0, "column": 0}}
+    for path in gets:
+        answers = said["paths"][path]["get"]["responses"]
+        reply = client.get(path, params=queries.get(path, {}))
+        media = reply.headers["content-type"].partition(";")[0]
+        assert reply.status_code == 200 and media in answers["200"]["content"], path
+        if media == "application/json":
+            schema = answers["200"]["content"][media]["schema"]["$ref"].rpartition("/")[2]
+            assert set(reply.json()) == set(said["components"]["schemas"][schema]["properties"]), path
+        if path in queries:
+            wrong = client.get(path, params={"row": "x"})
+            assert wrong.status_code == 422 and set(wrong.json()) <= {"error", "reason"}
+            assert answers["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/Failure")
+    for format in ("npy", "raw", "png", "jpeg"):
+        reply = client.get("/last_frame", params={"format": format})
+        assert reply.headers["content-type"] in said["paths"]["/last_frame"]["get"]["responses"]["200"]["content"]
+        headers = said["paths"]["/last_frame"]["get"]["responses"]["200"]["headers"]
+        assert {name.lower() for name in headers} >= {name for name in reply.headers if name.startswith("x-f")}
+    for path in posts:
+        post = said["paths"][path]["post"]
+        assert {"401", "403", "422"} <= set(post["responses"]) and post["security"] == [{"HTTPBearer": []}]
+    assert said["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+
+
+def test_an_engine_elsewhere_gives_the_same_images(engine, client):
+    with RemoteEngine(str(client.base_url)) as remote:
+        assert remote.last_frame() is None and remote.history() == []
+        engine.shot = Shot(7, 3, ramp(), 1.5, 4)
+        engine.past = [Past(3, "/d/a.h5")]
+        frame = remote.last_frame("sum")
+        assert frame[:2] == (7, 3) and (frame.timestamp, frame.frames) == (1.5, 4)
+        np.testing.assert_array_equal(frame.array, ramp())
+        assert remote.last_frame("sum", (3, 7)) is None and remote.last_frame("sum", (3, 6)).number == 7
+        assert remote.history() == engine.past
+
+
+def test_the_page_and_its_script(client):
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert '<script src="/live.js">' in page.text
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page.text)
+    assert client.get("/live.js").headers["content-type"] == "text/javascript; charset=utf-8"
