@@ -25,7 +25,12 @@ DOMAIN = b"tangods"
 WAKE = 100  # ms between looks at the stop event
 START_LIMIT = 10.0  # s
 MAX_HANDSHAKE = 65536  # bytes of one message from a peer, who is nobody yet
-WATCHED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+WATCHED = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 MISMATCH = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 CRYPTOGRAPHIC = zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
 _numbers = count()
@@ -132,6 +137,9 @@ class Gate:
             self._peers[value] = _address(value)
         elif kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             self._failed = _reason(value, self._guard.own is not None)
+        elif kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            other = "no CURVE" if self._guard.own is not None else "CURVE"
+            self._failed = f"left in the handshake; it may speak {other}, or be no ZeroMQ program"
         elif kind == zmq.EVENT_DISCONNECTED:
             address, why = self._peers.pop(value, "an unknown address"), self._failed
             self._failed = ""

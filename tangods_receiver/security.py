@@ -109,8 +109,8 @@ class Guard:
             peer = ipaddress.ip_address(address)
         except ValueError:
             return False
-        mapped = peer.ipv4_mapped if isinstance(peer, ipaddress.IPv6Address) else None
-        return any((mapped or peer) in network for network in self.allowed)
+        same = {peer, peer.ipv4_mapped or peer} if isinstance(peer, ipaddress.IPv6Address) else {peer}
+        return any(one in network for network in self.allowed for one in same)
 
 
 @dataclass(frozen=True)
@@ -278,13 +278,15 @@ def _keys(path: str | Path, forbidden: int, advice: str) -> dict[bytes, bytes]:
     """What a file in the form of zmq.auth holds."""
     try:
         number = os.open(Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(number, "rb") as file:
+        try:
             about = os.fstat(number)
             if not stat.S_ISREG(about.st_mode):
                 raise ConfigError(f"{path} is no file")
             if about.st_mode & forbidden:
                 raise ConfigError(f"{path}: {advice} (its permissions are {stat.S_IMODE(about.st_mode):04o})")
-            content = file.read(MAX_FILE)
+            content = os.read(number, MAX_FILE)
+        finally:
+            os.close(number)
     except (OSError, ValueError, RuntimeError) as exc:  # a path that cannot be one
         raise ConfigError(f"{path} cannot be read ({getattr(exc, 'strerror', None) or exc})") from exc
     keys: dict[bytes, bytes] = {}
