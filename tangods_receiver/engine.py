@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zmq
 
-from tangods_receiver import destination, reception
+from tangods_receiver import destination, reception, security
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import ConfigError, WriteError
+from tangods_receiver.forwarder import Forwarder
 from tangods_receiver.live import Kind, LastFrame, Live
 from tangods_receiver.protocol import SeriesStart
 from tangods_receiver.protocols import PROTOCOLS
 from tangods_receiver.reception import Reception
+from tangods_receiver.refusals import Refusals
 from tangods_receiver.series import Series
 from tangods_receiver.source import Worker
 from tangods_receiver.spread import Spread
@@ -174,15 +176,19 @@ class Engine:
 
     def __init__(self, config: ReceiverConfig) -> None:
         self.config = config
+        self._security = security.of_receiver(config)
+        self._refusals = Refusals()
         wake = threading.Event()
         self._live = Live(config.live_rate, config.live_average, config.rois)
         self._syncer = Syncer(config.name, config.fsync_interval)
-        self._reception = Reception(config, self._live, wake, self._syncer.put)
+        self._forwarder = Forwarder(config.forward, config.name, self._security.guard) if config.forward else None
+        self._reception = Reception(config, self._live, wake, self._syncer.put, self._forwarder)
         self._keeper = Keeper(config, self._reception, self._syncer, wake)
         self._context = None if config.context_per_worker else zmq.Context(config.io_threads)
         decoder = PROTOCOLS[config.protocol].decoders(config.image_kind)
         self._workers = [
-            Worker(index, config, self._reception, decoder, self._context) for index in range(config.workers)
+            Worker(index, config, self._reception, decoder, self._context, self._refusals, self._security.inputs)
+            for index in range(config.workers)
         ]
         self._started: list[Worker] = []
         self._http: HttpServer | None = None
@@ -198,6 +204,8 @@ class Engine:
 
                 self._http = HttpServer(self, self.config.http, self.config.http_hosts, self.config.http_token_file)
                 self._http.start()
+            if self._forwarder is not None:
+                self._forwarder.start()
             for worker in self._workers:
                 self._started.append(worker)
                 worker.start()
@@ -222,6 +230,8 @@ class Engine:
             worker.abandon()
         ended = self._keeper.stop(JOIN_LIMIT), self._syncer.stop(JOIN_LIMIT)
         self._live.stop()
+        if self._forwarder is not None:
+            self._forwarder.stop()
         if stuck or not all(ended):
             log.error("the storage does not answer: threads of %s are left behind", self.config.name)
         if self._context is not None and not stuck:
@@ -235,14 +245,25 @@ class Engine:
         """The port that HTTP took; None: not configured, or not running."""
         return None if self._http is None else self._http.port
 
+    @property
+    def forward_endpoints(self) -> list[str]:
+        """Where frames are sent on, as bound."""
+        return [] if self._forwarder is None else self._forwarder.endpoints
+
     def snapshot(self) -> Snapshot:
         """Everything countable, at one moment; cheap."""
         now = self._reception.snapshot(self._syncer.durable, self._syncer.seconds)
-        return now if now.error else replace(now, error=self._syncer.remark())
+        remark = now.error or self._syncer.remark() or self._refusals.remark()
+        peers_refused = sum(port.refused for port in now.forward)
+        return replace(now, error=remark, refused=self._refusals.total, peers_refused=peers_refused)
 
     def history(self) -> list[Past]:
         """The last series that are over, newest first."""
         return self._reception.history()
+
+    def silence(self) -> float:
+        """Seconds since a message came."""
+        return self._reception.silence
 
     def announced(self, series: int) -> SeriesStart | None:
         """What the start of the open or last series said; None: it is another one."""

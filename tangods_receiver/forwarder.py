@@ -20,6 +20,7 @@ from tangods_receiver.outbox import Ending, Item, Opening, Outbox
 from tangods_receiver.outlet import Outlet
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, stins
 from tangods_receiver.protocol.checks import dumps
+from tangods_receiver.security import Guard
 from tangods_receiver.series import Series
 from tangods_receiver.stats import PortStats
 
@@ -38,8 +39,9 @@ class Port:
 
     `open`, `put` and `close` come from the reception, one at a time, and never wait."""
 
-    def __init__(self, settings: ForwardPort, name: str) -> None:
+    def __init__(self, settings: ForwardPort, name: str, guard: Guard | None = None) -> None:
         self._settings = settings
+        self._guard = guard
         self._lossless = settings.policy == "lossless"
         self._every = settings.every
         self._changed = threading.Condition(threading.Lock())  # guards the outbox and what `put` counts
@@ -51,7 +53,7 @@ class Port:
         self._waiting: dict[int, float] = {}  # thread that waits for room -> since when
         self._waited = 0.0
         # what only the thread writes
-        self._sent = self._sent_bytes = self._sent_here = self._peers = 0
+        self._sent = self._sent_bytes = self._sent_here = self._peers = self._refused = 0
         self._serial = time.time_ns() // 1000  # no series is taken for one that was sent before a restart
         self._opening: list[bytes] | None = None  # the start message of the series that is going out
         self._series = 0
@@ -104,6 +106,7 @@ class Port:
                 left_out=self._left_out,
                 queued=self._outbox.nbytes,
                 waited=self._waited,
+                refused=self._refused,
             )
 
     def remark(self) -> str:
@@ -198,7 +201,7 @@ class Port:
 
     def _outlet(self, context: zmq.Context[Any]) -> Outlet:
         settings = self._settings
-        outlet = Outlet(context, settings.address, settings.socket, self._lossless, self._wake)
+        outlet = Outlet(context, settings.address, settings.socket, self._lossless, self._wake, self._guard)
         self._endpoint = outlet.endpoint
         return outlet
 
@@ -212,6 +215,7 @@ class Port:
 
     def _turn(self, outlet: Outlet) -> None:
         outlet.look(self._opening)
+        self._refused = outlet.refused
         if self._audience != outlet.audience or self._peers != outlet.peers:
             with self._changed:
                 self._audience, self._peers = outlet.audience, outlet.peers
@@ -269,7 +273,7 @@ class Port:
             return True
         head = stins.encode_frame(frame, frame.number // self._every, self._serial, self._series)
         payload = (frame.data, *frame.more)
-        if not outlet.send(head, payload):
+        if not outlet.send_frame(head, payload):
             return False
         self._serial += 1
         self._sent += count
@@ -323,8 +327,9 @@ class Port:
 class Forwarder:
     """The ports of a configuration."""
 
-    def __init__(self, ports: Sequence[ForwardPort], name: str) -> None:
-        self._ports = [Port(port, name) for port in ports]
+    def __init__(self, ports: Sequence[ForwardPort], name: str, guard: Guard | None = None) -> None:
+        """`guard` None: everybody may connect."""
+        self._ports = [Port(port, name, guard) for port in ports]
         self._lossless = any(port.policy == "lossless" for port in ports)
 
     def start(self) -> None:

@@ -11,11 +11,16 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from tangods_receiver import compiled
+from tangods_receiver.gate import DOMAIN, WATCHED, Gate, secure_server
 from tangods_receiver.protocol import Buffer
+from tangods_receiver.security import Guard
 
 HWM = {"push": 8, "pub": 64}  # messages that ZeroMQ holds for each client
 HANDSHAKE = 5.0  # s that a client has to say what it is
 COMING = 0.1  # s that frames wait for a client that is just shaking hands
+GRACE = 0.05  # s that a message waits for subscribers who are behind
+AGAIN = (0.1, 0.3, 1.0)  # s after which a start or end is said again where not everybody may have had room
+BEHIND = 60.0  # s for which somebody who was behind is thought to be so still
 LINGER = 0.5  # s for what is on its way when the socket is closed
 FROM_CLIENTS = 4096  # bytes: they only subscribe
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -48,17 +53,26 @@ Sender: type[PythonSender] = getattr(_hotpath, "Sender", PythonSender)
 
 
 class Outlet:
-    """All of it belongs to one thread. `patient` PUB waits for its slowest client, too.
+    """All of it belongs to one thread, and the context to it. `patient` PUB waits for its slowest client, too.
 
-    PUSH shares messages among its clients, in turns: as many copies as there are clients give one to each. libzmq tells
-    that a client has come just after it may be served; frames wait while one is shaking hands, so that the start is
-    the first that it gets. PUB: a subscription counts when we say so, and then the start goes to this client alone.
+    PUSH shares messages among its clients, in turns: as many copies as there are clients give one to each that has
+    room, which libzmq does not tell; so they are sent again a little later. It tells that a client has come just after
+    it may be served; frames wait while one is shaking hands, so that the start is the first that it gets.
+
+    PUB: a subscription counts when we say so, and then the start goes to this client alone. Who has no room is waited
+    for a moment, then passed by.
 
     The high-water mark is never changed after binding: libzmq 4.3.5 crashes when a client goes away in that moment."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, socket: str, patient: bool, wake: int) -> None:
-        """`wake` a descriptor that ends `wait`. zmq.ZMQError: the endpoint cannot be bound."""
+    def __init__(
+        self, context: zmq.Context[Any], endpoint: str, socket: str, patient: bool, wake: int, guard: Guard | None
+    ) -> None:
+        """`wake` a descriptor that ends `wait`; `guard` None: everybody may connect. zmq.ZMQError: the endpoint cannot
+        be bound."""
         self._publishes = socket == "pub"
+        self._patient = patient
+        self._guard = guard
+        self._gate: Gate | None = None
         self._socket = self._bound(context, endpoint, patient)
         self.endpoint = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
         self.send = Sender(self._socket).send
@@ -66,6 +80,9 @@ class Outlet:
         self._joined: set[int] = set()
         self._subscriptions = 0
         self._copies = 0  # of a message for all that are still to be sent
+        self._since = 0.0  # when a message could not be sent for the first time; 0.0: it could
+        self._behind = float("-inf")  # when a subscriber was passed by
+        self._again: list[tuple[float, Sequence[bytes]]] = []  # when and what is said again
         self._idle, self._blocked = zmq.Poller(), zmq.Poller()
         for poller in (self._idle, self._blocked):
             poller.register(self._events, zmq.POLLIN)
@@ -79,6 +96,7 @@ class Outlet:
         socket = context.socket(zmq.XPUB if self._publishes else zmq.PUSH)
         socket.linger = int(LINGER * 1000)
         socket.sndhwm = HWM["pub" if self._publishes else "push"]
+        socket.zap_domain = DOMAIN  # else whoever sends a line of text is served, as ZeroMQ 2 would have been
         socket.setsockopt(zmq.MAXMSGSIZE, FROM_CLIENTS)
         socket.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE * 1000))
         socket.setsockopt(zmq.TCP_KEEPALIVE, 1)  # a client whose computer died must not count for ever
@@ -87,30 +105,41 @@ class Outlet:
         socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
         if self._publishes:
             socket.setsockopt(zmq.XPUB_MANUAL, 1)
-            socket.setsockopt(zmq.XPUB_NODROP, int(patient))
+            socket.setsockopt(zmq.XPUB_NODROP, 1)  # tells that somebody has no room
+        if self._guard is not None:
+            self._gate = secure_server(socket, self._guard, watch=False)
+            self._gate.__enter__()
         monitor = f"inproc://outlet-{next(_numbers)}"
-        socket.monitor(monitor, EVENTS)
+        socket.monitor(monitor, EVENTS | WATCHED)
         self._events = context.socket(zmq.PAIR)
         self._events.rcvhwm = 0  # libzmq's thread would wait for room
         self._events.connect(monitor)
         try:
             socket.bind(endpoint)
         except zmq.ZMQError:
-            socket.monitor(None, 0)
-            socket.close(0)
-            self._events.close(0)
+            self._close(socket)
             raise
         return socket
 
     def close(self) -> None:
         """What is on its way has `LINGER` s to leave, in which the end of the context waits."""
-        self._socket.monitor(None, 0)
-        self._socket.close()
+        self._close(self._socket)
+
+    def _close(self, socket: zmq.Socket[Any]) -> None:
+        if self._gate is not None:
+            self._gate.close()
+        socket.monitor(None, 0)
+        socket.close()
         self._events.close(0)
 
     @property
     def peers(self) -> int:
         return len(self._joined)
+
+    @property
+    def refused(self) -> int:
+        """Connections that were not let in."""
+        return 0 if self._gate is None else self._gate.refusals.total
 
     @property
     def audience(self) -> bool:
@@ -125,15 +154,21 @@ class Outlet:
     def look(self, opening: Sequence[bytes] | None) -> None:
         """See who came and who went; who came gets the `opening`."""
         came = False
-        while self._events.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while _readable(self._events):
             event = recv_monitor_message(self._events)
+            if self._gate is not None:
+                self._gate.note(event)
             came |= self._happened(event["event"], event["value"])
         if self._shaking:
             came |= self._believe_the_silent(time.monotonic())
+        if came and not opening:
+            self._again = []  # an end, which is not for who has just come
+        if self._again:
+            self._say_again()
         if self._publishes:
             self._take_subscriptions(opening)
         elif came and opening:
-            self._socket.getsockopt(zmq.EVENTS)  # libzmq looks who came, too
+            _readable(self._socket)  # libzmq learns who came, too
             for _ in range(self.peers):
                 self.send(opening[0], opening[1:])
 
@@ -144,7 +179,7 @@ class Outlet:
         elif event == zmq.EVENT_DISCONNECTED:
             self._shaking.pop(descriptor, None)
             self._joined.discard(descriptor)
-        elif self._shaking:  # it is not said who: whoever has waited longest
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED and self._shaking:  # it is not said who: whoever has waited longest
             self._join(next(iter(self._shaking)))
             return True
         return False
@@ -162,7 +197,7 @@ class Outlet:
 
     def _take_subscriptions(self, opening: Sequence[bytes] | None) -> None:
         socket = self._socket
-        while socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while _readable(socket):
             wish: bytes = socket.recv()
             if socket.getsockopt(zmq.RCVMORE) or wish[:1] not in (b"\0", b"\1"):
                 continue
@@ -178,19 +213,54 @@ class Outlet:
                 socket.setsockopt(zmq.XPUB_MANUAL_LAST_VALUE, 0)
                 socket.setsockopt(zmq.XPUB_MANUAL, 1)
 
+    def send_frame(self, head: bytes, payload: Sequence[Buffer]) -> bool:
+        """False: no room yet, to be called again."""
+        if self.send(head, payload):
+            self._since = 0.0
+            return True
+        return self._publishes and not self._patient and self._pass_by(head, payload)
+
+    def _pass_by(self, head: bytes, payload: Sequence[Buffer]) -> bool:
+        """A subscriber without room for `GRACE` loses this message, and others until he has read half of his."""
+        now = time.monotonic()
+        self._since = self._since or now
+        if now - self._since < GRACE:
+            return False
+        self._since, self._behind = 0.0, now
+        self._socket.setsockopt(zmq.XPUB_NODROP, 0)
+        sent = self.send(head, payload)
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)
+        return sent
+
     def send_to_all(self, parts: Sequence[bytes]) -> bool:
-        """A start or end, which everybody must get. False: no room yet, to be called again."""
+        """A start or end, which everybody should get. False: no room yet, to be called again."""
         if not self._copies:
-            self._copies = 1 if self._publishes else max(1, self.peers)
+            self._copies = self._audience_size
         while self._copies:
-            if not self.send(parts[0], parts[1:]):
+            if not self.send_frame(parts[0], parts[1:]):
                 return False
             self._copies -= 1
+        now = time.monotonic()
+        some_full = now - self._behind < BEHIND if self._publishes else self.peers > 1
+        self._again = [(now + seconds, parts) for seconds in AGAIN] if some_full else []
         return True
 
+    def _say_again(self) -> None:
+        """To those who had no room for it."""
+        due, parts = self._again[0]
+        if time.monotonic() >= due and self.send(parts[0], parts[1:]):
+            for _ in range(self._audience_size - 1):
+                self.send(parts[0], parts[1:])
+            del self._again[0]
+
+    @property
+    def _audience_size(self) -> int:
+        """Copies that give one to each."""
+        return 1 if self._publishes else max(1, self.peers)
+
     def give_up(self) -> None:
-        """The message for all is not called again."""
-        self._copies = 0
+        """`send_to_all` is not called again for this message."""
+        self._copies, self._since = 0, 0.0
 
     def wait(self, milliseconds: int) -> None:
         """For clients, or until `wake` can be read."""
@@ -202,3 +272,8 @@ class Outlet:
     def wait_for_room(self, milliseconds: int) -> None:
         """Or for clients."""
         self._blocked.poll(RETRY if self._publishes else milliseconds)
+
+
+def _readable(socket: zmq.Socket[Any]) -> bool:
+    """Also: libzmq looks what has happened."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

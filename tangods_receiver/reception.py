@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 
 from tangods_receiver import channels, destination, transforms
 from tangods_receiver.config import ReceiverConfig
 from tangods_receiver.errors import ConfigError, DaqError, StreamError, WriteError
 from tangods_receiver.fileset import FileSet
+from tangods_receiver.forwarder import Forwarder
 from tangods_receiver.ledger import total
 from tangods_receiver.live import Live
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart
@@ -41,12 +43,20 @@ Sync = Callable[[Series], None]
 class Reception:
     """`wake` is set when the keeper has something to do at once; `sync` is given each closed series that has a file."""
 
-    def __init__(self, config: ReceiverConfig, live: Live, wake: threading.Event, sync: Sync) -> None:
+    def __init__(
+        self,
+        config: ReceiverConfig,
+        live: Live,
+        wake: threading.Event,
+        sync: Sync,
+        forwarder: Forwarder | None = None,
+    ) -> None:
         self._config = config
         self.chain = transforms.build(config.transforms, config.root)
         self._live = live
         self._wake = wake
         self._sync = sync
+        self._forwarder = forwarder
         self._announces = PROTOCOLS[config.protocol].announces
         self._sockets = config.workers * len(config.endpoints)
         self._changed = threading.Condition(threading.Lock())
@@ -123,6 +133,8 @@ class Reception:
             log.info("series %d opened %s", series.id, series.file.path if series.file else "(no file)")
         self._live.begin(series.id, series.start, self.chain)
         with self._changed:
+            if self._forwarder is not None:
+                self._forwarder.open(series)
             series.ready = True
             if failure:
                 series.failure = failure
@@ -170,6 +182,12 @@ class Reception:
                         frames = ()
             if records and series is not None:
                 self._write(series, worker, records)
+            if self._forwarder is not None and series is not None:
+                self._forwarder.wait(partial(self._waits_no_longer, series))
+
+    def _waits_no_longer(self, series: Series) -> bool:
+        """For those to whom its frames are sent on."""
+        return self._halting or series.stopped or series.closing or bool(series.abandoned)
 
     def end(self, worker: int, end: SeriesEnd) -> None:
         """An end message came."""
@@ -261,7 +279,8 @@ class Reception:
                 durable_frames=0 if series is None else series.durable,
                 last_number=self._live.number,
                 live=self._live.stats(),
-                error=self._error or slow,
+                error=self._error or slow or (self._forwarder.remark() if self._forwarder is not None else ""),
+                forward=self._forwarder.stats() if self._forwarder is not None else (),
                 workers=workers,
                 lost=self._lost(series, tally, missing),
                 missing_total=self._earlier_missing,
@@ -271,6 +290,11 @@ class Reception:
                 longest_commit=self._commits.longest,
                 sync_time=sync_time,
             )
+
+    @property
+    def silence(self) -> float:
+        """Seconds since a message came."""
+        return time.monotonic() - self._heard
 
     def history(self) -> list[Past]:
         """The last series that are over, newest first."""
@@ -371,6 +395,8 @@ class Reception:
             if series is None or not series.due(now, quiet_for, self._config.stall_timeout):
                 return False
             books = series.close()
+            if self._forwarder is not None:
+                self._forwarder.close(series)
         failure = f"series {series.id}: closing was interrupted; see the log"
         try:
             with self._storage("closing", series):
@@ -480,6 +506,8 @@ class Reception:
         )
         self._earlier = self._totals()
         self._commits.longest = 0.0
+        if self._forwarder is not None:
+            series.accepted = []
         self._last_id = series.id
         self._open = series
         self._tallies = series.tallies
@@ -526,6 +554,8 @@ class Reception:
         rejected = series.rejected
         mine, strangers = series.admit(frames, worker)
         records += mine
+        if self._forwarder is not None:
+            self._forwarder.put(series)
         if (latest := series.latest) is not None:
             if len(latest.more) + 1 < series.ledger.modules:
                 self._live.show_modules(series.id, series.ledger.modules, series.pieces)

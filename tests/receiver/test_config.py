@@ -9,7 +9,7 @@ from tangods_receiver.errors import ConfigError
 def test_defaults(tmp_path):
     c = config.make({"endpoints": ["tcp://dcu:9999"], "root": str(tmp_path)})
     assert (c.name, c.protocol, c.workers, c.io_threads) == ("receiver", "stins", 1, 2)
-    assert (c.dataset, c.http, c.forward) == ("entry/instrument/detector/data", "127.0.0.1:8000", "")
+    assert (c.dataset, c.http, c.forward) == ("entry/instrument/detector/data", "127.0.0.1:8000", ())
     assert (c.hwm_bytes, c.end_timeout, c.stall_timeout, c.commit_interval) == (256 * 2**20, 2.0, 0.0, 1.0)
     assert c.endpoints == ("tcp://dcu:9999",) and c.root == tmp_path.resolve()
 
@@ -60,7 +60,7 @@ def test_all_mistakes_in_one_message(tmp_path):
         ("dataset", "entry//data"),
         ("http", "8000"),
         ("http", "localhost:99999"),
-        ("forward", "tcp://*:9998"),
+        ("forward", "tcp://*:99980"),
         ("hwm_bytes", 10),
         ("end_timeout", -1),
         ("end_timeout", float("nan")),
