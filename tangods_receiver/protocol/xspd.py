@@ -45,6 +45,8 @@ class Port:
         """One received message. StreamError says what was found; nothing else is ever raised."""
         if len(parts) != PARTS:
             raise StreamError(f"{len(parts)} parts, not {PARTS}: subject, header and pixels")
+        if bytes(memoryview(parts[0])[:1]) == b"{":
+            raise StreamError("part 0 is JSON, not a subject: the endpoint is that of another kind of detector")
         header = bytes(memoryview(parts[1])[:HEADER])
         if len(header) < HEADER:
             raise StreamError(f"a header of {len(header)} bytes, less than {HEADER}")

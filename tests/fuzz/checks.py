@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import zmq
 
 from tangods_receiver import config
 from tangods_receiver.engine import Engine
-from tangods_receiver.errors import StreamError
+from tangods_receiver.errors import DaqError, StreamError
 from tangods_receiver.live import Live
 from tangods_receiver.protocol import Frame, Message, SeriesEnd, SeriesStart
 from tangods_receiver.recovery import check
@@ -181,7 +181,7 @@ class Stage:
         self.yard = yard
         self._values = values
         self._protocol = PROTOCOLS[values.get("protocol", "stins")]
-        self._settled = 0
+        self._settled = self._sent = self._begun = 0
         self._surprises = _Surprises()
 
     def __enter__(self) -> Stage:
@@ -195,7 +195,7 @@ class Stage:
             self._socket.sndtimeo = int(1000 * LIMIT)
             port = self._socket.bind_to_random_port("tcp://127.0.0.1")
             settings = {"endpoints": [f"tcp://127.0.0.1:{port}"], "root": self.yard.root, "http": "", "end_timeout": 0}
-            settings |= {"commit_interval": 0.01, "stall_timeout": 0.5, **self._values}
+            settings |= {"commit_interval": 0.01, "stall_timeout": 0.5, **self._protocol.settings, **self._values}
             self.engine = stack.enter_context(Engine(config.make(settings)))
             self._stack = stack.pop_all()
         return self
@@ -210,21 +210,39 @@ class Stage:
             self.sound()
             self.good_files()
 
+    def name(self, name: str) -> None:
+        """A series goes into this file, if it may."""
+        if self._protocol.named is not None:
+            return self.send([self._protocol.named(name)])
+        with contextlib.suppress(DaqError):
+            self.engine.begin(name)
+
     def send(self, messages: Sequence[Sequence[bytes]]) -> None:
+        if self._protocol.named is None and not self.engine.snapshot().file:
+            self._begun += 1
+            self.engine.begin(f"begun{self._begun}.h5")
         for parts in messages:
             if parts:
                 try:
                     self._socket.send_multipart(parts)
+                    self._sent += 1
                 except zmq.Again as exc:
                     raise Broken(f"nothing was taken for {LIMIT:g} s: {self.engine.snapshot()}") from exc
 
     def settle(self) -> None:
-        """Wait until everything sent was handled: the worker takes a header that comes last."""
+        """Wait until everything sent was handled: the worker takes a header that comes last, or all that was sent."""
         self._settled += 1
-        marker = MARKER + 1_000_000 * self._settled  # series without an id count on from it
-        self.send([self._protocol.marker(marker)])
+        if self._protocol.marker is None:
+            self._wait(lambda: sum(worker.received for worker in self.engine.snapshot().workers) == self._sent)
+            marker = self.engine.begin("", 0)
+        else:
+            marker = MARKER + 1_000_000 * self._settled  # series without an id count on from it
+            self.send([self._protocol.marker(marker)])
+        self._wait(lambda: self.engine.snapshot().closed == marker)
+
+    def _wait(self, look: Callable[[], bool]) -> None:
         end = time.monotonic() + LIMIT
-        while self.engine.snapshot().closed != marker:
+        while not look():
             self.sound()
             if time.monotonic() > end:
                 faulthandler.dump_traceback(all_threads=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ import cbor2
 import numpy as np
 
 from tangods_receiver import codecs
-from tangods_receiver.protocol import Message, dectris1, dectris2, recording, stins
-from tests.receiver import dectris, dectris2_messages
+from tangods_receiver.protocol import Images, Message, array1, dectris1, dectris2, recording, slsdet, stins, xspd
+from tests.receiver import dectris, dectris2_messages, senders
 
 Parts = list[bytes]
 SHAPE = (6, 10)
@@ -143,14 +143,44 @@ def dectris2_seeds() -> list[Parts]:
     return seeds
 
 
+def array1_seeds() -> list[Parts]:
+    """Of several types, with and without the keys that are optional."""
+    types = ("uint16", "uint16", "uint16", "uint8", "float32")
+    seeds = [senders.Array1.message(n, ramp(n, dtype)) for n in range(6) for dtype in types]
+    seeds.append(senders.Array1.message(6, ramp(6), timestamp=1.5, pulse_id=7, endianess="little"))
+    return [*seeds, senders.Array1.message(2**40, ramp(7), htype=["array-1.0"])]
+
+
+def xspd_seeds() -> list[Parts]:
+    return [senders.Xspd.message(n, ramp(n, dtype)) for n in range(256) for dtype in ("uint16", "uint16", "uint8")]
+
+
+def slsdet_frame(number: int, **more: Any) -> Parts:
+    """Of a detector with one port."""
+    header = senders.SlsPort.usual(**more) | {"frameNumber": number, "frameIndex": number, "data": 1}
+    return [json.dumps(header).encode(), ramp(number % 100).tobytes()]
+
+
+def slsdet_seeds() -> list[Parts]:
+    """Acquisitions and their ends."""
+    seeds = [slsdet_frame(n, fileIndex=k, fname="sub/run") for n in range(5) for k in range(3)]
+    seeds += [slsdet_frame(n, addJsonHeader={"filename": f"{n}.h5", "nframes": "3"}) for n in range(5)]
+    seeds += [slsdet_frame(n, timestamp=10**9, expLength=5, completeImage=n % 2) for n in range(4)]
+    pixels = bytes(30)
+    seeds += [[slsdet_frame(1, bitmode=4, detType=1, flipRows=1)[0], pixels], [senders.SlsPort.dummy()]]
+    return seeds
+
+
 class Protocol(NamedTuple):
-    """`named` a start message for this file; `marker` one of this series, in which no frame is announced."""
+    """`named` a start message for this file; `marker` one of this series, in which no frame is announced; None: there
+    are no start messages. `settings` of a receiver that pulls such a stream."""
 
     name: str
     decode: Callable[[Sequence[bytes]], Message | list[Message]]
     seeds: list[Parts]
-    named: Callable[[str], Parts]
-    marker: Callable[[int], Parts]
+    named: Callable[[str], Parts] | None
+    marker: Callable[[int], Parts] | None
+    settings: Mapping[str, Any] = {}
 
 
 #: One line for each protocol of the receiver.
@@ -177,6 +207,23 @@ PROTOCOLS = {
             dectris2_seeds(),
             lambda name: dectris2_messages.start(1, SHAPE, user_data=json.dumps({"filename": name})),
             lambda series: dectris2_messages.start(series, SHAPE, user_data={"nframes": 0}),
+        ),
+        Protocol("array1", array1.decode, array1_seeds(), None, None),
+        Protocol(
+            "xspd",
+            xspd.decoders(Images(SHAPE))(0, 1),
+            xspd_seeds(),
+            None,
+            None,
+            {"socket": "pull", "images": {"shape": list(SHAPE)}},
+        ),
+        Protocol(
+            "slsdet",
+            slsdet.decoders()(0, 1),
+            slsdet_seeds(),
+            lambda name: slsdet_frame(0, fname=name),
+            lambda series: slsdet_frame(0, addJsonHeader={"series": str(series), "nframes": "0"}),
+            {"socket": "pull"},
         ),
     )
 }

@@ -78,23 +78,16 @@ class SlsPort(Publisher):
 
     def __init__(self, row=0, column=0, detshape=(1, 1), shape=SHAPE, detector=3, bits=16, **socket):
         super().__init__(**socket)
-        self.settings = {
-            "jsonversion": 4,
-            "bitmode": bits,
-            "fileIndex": 0,
-            "detshape": list(detshape),
-            "shape": [shape[1], shape[0]],
-            "size": shape[0] * shape[1] * bits // 8,
-            "fname": "/run",
-            "row": row,
-            "column": column,
-            "detType": detector,
-            "version": 2,
-            "flipRows": 0,
-            "quad": 0,
-            "rx_roi": [-1, -1, -1, -1],
-        }
+        place = {"row": row, "column": column, "detshape": list(detshape)}
+        self.settings = self.usual(shape, bits, detType=detector, **place)
         self.first = None
+
+    @staticmethod
+    def usual(shape=SHAPE, bits=16, **more):
+        """What is in every header."""
+        kind = {"jsonversion": 4, "bitmode": bits, "fileIndex": 0, "detshape": [1, 1], "shape": [shape[1], shape[0]]}
+        kind |= {"size": shape[0] * shape[1] * bits // 8, "fname": "/run", "row": 0, "column": 0, "detType": 3}
+        return kind | {"version": 2, "flipRows": 0, "quad": 0, "rx_roi": [-1, -1, -1, -1]} | more
 
     def acquire(self, **settings):
         """A new acquisition: what its headers hold besides."""

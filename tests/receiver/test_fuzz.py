@@ -123,7 +123,8 @@ def test_workers_reception_and_files(tmp_path, protocol, seed):
             stage.send([messages.message(rng, protocol.seeds) for _ in range(60)])
             stage.settle()
         for name in messages.NAMES:
-            stage.send([protocol.named(name), *rng.sample(protocol.seeds, 5)])
+            stage.name(name)
+            stage.send(rng.sample(protocol.seeds, 5))
     assert len(stage.yard.written()) > 5, "good ones were written"
 
 

@@ -70,6 +70,7 @@ def test_status_that_is_not_good():
         ({}, [], "0 parts, not 3"),
         ({}, message()[1:], "2 parts"),
         ({}, [*message(), b""], "4 parts"),
+        ({}, [b'{"htype": "dimage-1.0"}', *message()[1:]], "another kind of detector"),
         ({}, [b"", b"\1\1\0", image(1).tobytes()], "a header of 3 bytes"),
         ({}, [*message()[:2], b""], "0 bytes of pixels are no image of 6 x 10"),
         ({}, [*message()[:2], bytes(119)], "119 bytes"),
