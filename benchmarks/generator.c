@@ -35,7 +35,7 @@
 static const char *usage =
     "usage: generator [-e endpoint[,endpoint...]] [-k senders] [-p stins|dectris1] [-r rows] [-c columns] [-n frames]\n"
     "                 [-s series] [-i first id] [-f filename] [-R frames/s] [-z ratio] [-P payload file] [-C compression]\n"
-    "                 [-T offset of the tag] [-q queue, messages] [-o I/O threads] [-d delay after the start message, s]\n"
+    "                 [-y type of a payload's pixels] [-T offset of the tag] [-q queue, messages] [-o I/O threads] [-d delay after the start message, s]\n"
     "                 [-t time limit, s]\n"
     "\"%ld\" in the filename becomes the series id; \"\" means that nothing is written\n";
 
@@ -63,11 +63,11 @@ struct sender {
 
 /* what all senders share; only `serial` changes, between series */
 static struct {
-    const char *protocol, *filename, *compression;
+    const char *protocol, *filename, *compression, *type;
     long rows, columns, frames, queue, limit_ms, senders, serial, id;
     size_t size, tag_at;
     double rate, ratio, delay, start;
-} job = {"stins", "", "none", 250, 400, 1000, 100, 30000, 1, 0, 1, 0, 0, 0, 0, 0.3, 0};
+} job = {"stins", "", "none", "uint16", 250, 400, 1000, 100, 30000, 1, 0, 1, 0, 0, 0, 0, 0.3, 0};
 
 static void die(const char *what)
 {
@@ -206,8 +206,8 @@ static void stins_start(struct sender *s, const char *path)
     char text[8192];
     snprintf(text, sizeof text,
              "{\"htype\": \"header\", \"filename\": \"%s\", \"msg_number\": %ld, \"series\": %ld, \"nframes\": %ld, "
-             "\"shape\": [%ld, %ld], \"type\": \"uint16\", \"compression\": \"%s\"}",
-             path, job.serial++, job.id, job.frames, job.rows, job.columns, job.compression);
+             "\"shape\": [%ld, %ld], \"type\": \"%s\", \"compression\": \"%s\"}",
+             path, job.serial++, job.id, job.frames, job.rows, job.columns, job.type, job.compression);
     send_text(s, text, ZMQ_SNDMORE);
     send_text(s, "{\"exptime\": 0.001, \"frame_time\": 0.001, \"label\": \"benchmark\"}", 0);
 }
@@ -216,9 +216,9 @@ static void stins_image(struct sender *s, long frame)
 {
     char text[512];
     snprintf(text, sizeof text,
-             "{\"htype\": \"image\", \"frame\": %ld, \"shape\": [%ld, %ld], \"type\": \"uint16\", "
+             "{\"htype\": \"image\", \"frame\": %ld, \"shape\": [%ld, %ld], \"type\": \"%s\", "
              "\"compression\": \"%s\", \"msg_number\": %ld}",
-             frame, job.rows, job.columns, job.compression, job.serial + frame);
+             frame, job.rows, job.columns, job.type, job.compression, job.serial + frame);
     send_text(s, text, ZMQ_SNDMORE);
     send_picture(s, frame, 0);
 }
@@ -336,7 +336,7 @@ int main(int argc, char **argv)
     const char *payload = NULL;
     long series = 1, io_threads = 1;
     int option;
-    while ((option = getopt(argc, argv, "e:k:p:r:c:n:s:i:f:R:z:P:C:T:q:o:d:t:")) != -1) {
+    while ((option = getopt(argc, argv, "e:k:p:r:c:n:s:i:f:R:z:P:C:y:T:q:o:d:t:")) != -1) {
         switch (option) {
         case 'e': endpoints = optarg; break;
         case 'k': job.senders = atol(optarg); break;
@@ -351,6 +351,7 @@ int main(int argc, char **argv)
         case 'z': job.ratio = atof(optarg); break;
         case 'P': payload = optarg; break;
         case 'C': job.compression = optarg; break;
+        case 'y': job.type = optarg; break;
         case 'T': job.tag_at = (size_t)atol(optarg); break;
         case 'q': job.queue = atol(optarg); break;
         case 'o': io_threads = atol(optarg); break;

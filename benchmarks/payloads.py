@@ -23,11 +23,24 @@ def bslz4(rows: int, columns: int, ratio: float) -> tuple[bytes, int]:
     pixels, can be changed without compressing anew. ValueError: fewer than 4096 pixels."""
     if rows * columns < BLOCK:
         raise ValueError(f"an image of {rows * columns} pixels has no whole block of {BLOCK}")
-    image = noisy(rows * columns, ratio)
-    shuffled = bitshuffle.bitshuffle(image[:BLOCK], BLOCK).tobytes()
+    return chunk(noisy(rows * columns, ratio))
+
+
+def photons(rows: int, columns: int, mean: float) -> np.ndarray:
+    """uint32 counts of a photon counting detector, Poisson distributed; one pixel in a thousand is masked."""
+    source = np.random.default_rng(1)
+    image = source.poisson(mean, rows * columns).astype(np.uint32)
+    image[source.random(image.size) < 0.001] = np.iinfo(np.uint32).max
+    return image
+
+
+def chunk(image: np.ndarray) -> tuple[bytes, int]:
+    """As `bslz4`, of these pixels."""
+    block = BLOCK * 2 // image.itemsize
+    shuffled = bitshuffle.bitshuffle(image[:block], block).tobytes()
     first = literals(shuffled)
-    rest = bitshuffle.compress_lz4(image[BLOCK:], BLOCK).tobytes() if len(image) > BLOCK else b""
-    header = image.nbytes.to_bytes(8, "big") + (2 * BLOCK).to_bytes(4, "big")
+    rest = bitshuffle.compress_lz4(image[block:], block).tobytes() if len(image) > block else b""
+    header = image.nbytes.to_bytes(8, "big") + (block * image.itemsize).to_bytes(4, "big")
     return header + len(first).to_bytes(4, "big") + first + rest, HEADER + LENGTH + len(first) - len(shuffled)
 
 

@@ -15,6 +15,7 @@ from tangods_receiver import imaging
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["sum", "max", "average"]
+Part = tuple[int | slice, ...]
 
 
 class Accumulation:
@@ -27,10 +28,11 @@ class Accumulation:
         self._length = length
         self._dtype = image.dtype
         self._shown: Array | None = None
+        self._seen = np.zeros(0 if kind == "max" else image.shape, bool)  # that had a value
         if kind == "max":
             self._total = image.copy()
         else:
-            self._total = np.full(image.shape, np.nan, np.float64 if kind == "sum" else np.float32)
+            self._total = np.zeros(image.shape, np.float64 if kind == "sum" else np.float32)
             self._add(image, masked)
 
     def fits(self, image: Array) -> bool:
@@ -53,33 +55,40 @@ class Accumulation:
         of the images' own type."""
         if self._shown is None:
             self._shown = self._total.copy()
+            if self.kind != "max":
+                self._shown[~self._seen] = np.nan
             self._shown.flags.writeable = False
         return self._shown
 
     def _add(self, image: Array, masked: Array | None) -> None:
         with np.errstate(invalid="ignore", over="ignore"):  # of pixels that are left out
             for part in _bands(image.shape):
-                self._add_band(self._total[part], image[part], None if masked is None else masked[part])
+                there = imaging.valid(image[part])
+                if masked is not None:
+                    there = ~masked[part] if there is None else there & ~masked[part]
+                self._add_band(part, image[part].astype(self._total.dtype), there)
 
-    def _add_band(self, total: Array, image: Array, masked: Array | None) -> None:
-        average = self.kind == "average"
-        there = imaging.valid(image)
-        if masked is not None:
-            there = ~masked if there is None else there & ~masked
-        values = image.astype(total.dtype)
-        first = np.isnan(total)
-        if first.any():
-            first = first if there is None else first & there
-            np.copyto(total, values if average else 0, where=first)
-        if average:
+    def _add_band(self, part: Part, values: Array, there: Array | None) -> None:
+        """`there` True where a pixel has a value (None: everywhere)."""
+        total, seen = self._total[part], self._seen[part]
+        if self.kind == "average":
+            new = ~seen if there is None else there & ~seen
+            if new.any():
+                np.copyto(total, values, where=new)
             values -= total
             values *= values.dtype.type(1 / self.frames)
-        if there is not None:
-            values = np.where(there, values, 0)
+        if there is None:
+            seen[...] = True
+        else:
+            seen |= there
+            if self._dtype.kind == "f":
+                values[~there] = 0
+            else:
+                values *= there
         total += values
 
 
-def _bands(shape: tuple[int, ...]) -> Iterator[tuple[int | slice, ...]]:
+def _bands(shape: tuple[int, ...]) -> Iterator[Part]:
     """Rows of a two- or three-dimensional image, some at a time."""
     step = max(1, imaging.BAND // max(1, shape[-1]))
     for index in np.ndindex(shape[:-2]):

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Kind = Literal["last", "sum", "max", "average"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LOOK = 2.0  # s that one look keeps the decoding going
-SHARE = 0.25  # of the time that decoding may take: large images are decoded less often
+SHARE = 0.25  # of a core that the thread may take: large images are decoded less often
 CHANNELS = 64
 UNKNOWN = Mosaic()  # of images that belong to no series
 
@@ -70,7 +70,7 @@ class Live:
         self._decoding = threading.Lock()
         self._views: dict[int, _View] = {}  # by channel
         self._history = rois.History(tuple(regions))
-        self._damaged = 0
+        self._decoded = self._damaged = 0
         self._times: deque[float] = deque(maxlen=11)  # when images were decoded
         self._changed = threading.Condition()
         self._looks: dict[tuple[Kind, int], float] = {}  # kind and channel: when somebody last asked for it
@@ -172,6 +172,7 @@ class Live:
             number=-1 if picture is None else picture.number,
             series=0 if picture is None else picture.series,
             rate=self._rate(),
+            decoded=self._decoded,
             damaged=self._damaged,
             roi_number=-1 if sample is None else sample.number,
             roi_series=0 if sample is None else sample.series,
@@ -235,9 +236,9 @@ class Live:
                     self._asleep = False
                     while not self._halt and (left := due - time.monotonic()) > 0:
                         self._changed.wait(left)
-                begun = time.monotonic()
+                begun, used = time.monotonic(), time.thread_time()
                 self._turn(self._wanted())
-                due = max(begun + self._period, begun + (time.monotonic() - begun) / SHARE)
+                due = begun + max(self._period, (time.thread_time() - used) / SHARE)
             except Exception:  # the outermost loop: a picture less
                 log.exception("live view")
                 due = time.monotonic() + 1.0
@@ -304,6 +305,7 @@ class Live:
             return
         array.flags.writeable = False
         if channel == 0:
+            self._decoded += 1
             self._times.append(time.monotonic())
         timestamp = math.nan if shown.frame.timestamp is None else shown.frame.timestamp
         view.masked = mosaic.masked(array.shape, channel)

@@ -233,11 +233,12 @@ class RoiStats:
 @dataclass(frozen=True)
 class LiveStats:
     """The live view: `number` and `series` of the image that was decoded last (-1, 0: none yet), `rate` of decoding in
-    Hz, images that could not be decoded; `rois` in the image `roi_number` of `roi_series`."""
+    Hz; images `decoded`, and `damaged` ones that could not be; `rois` in the image `roi_number` of `roi_series`."""
 
     number: int = -1
     series: int = 0
     rate: float = 0.0
+    decoded: int = 0
     damaged: int = 0
     roi_number: int = -1
     roi_series: int = 0
