@@ -135,7 +135,7 @@ class Reception:
         with self._changed:
             if self._forwarder is not None:
                 self._forwarder.open(series)
-            series.ready = True
+            series.ready, series.last_arrival = True, time.monotonic()
             if failure:
                 series.failure = failure
                 self._fail(failure)

@@ -370,6 +370,7 @@ class Series:
         tally = self.tallies[worker]
         tally.received += len(records)
         tally.writing += seconds
+        self.last_arrival = time.monotonic()  # a slow storage is no silence of the sender
         if not failure:
             tally.written += len(records)
             tally.bytes += payload

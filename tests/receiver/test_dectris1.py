@@ -4,6 +4,7 @@ import json
 import os
 import random
 import struct
+import time
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,7 @@ from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, Times, dect
 from tangods_receiver.protocol.__main__ import describe
 from tangods_receiver.protocol.checks import ITEMSIZE
 from tangods_receiver.recovery import check
+from tangods_receiver.seriesfile import SeriesFile
 from tests.receiver import dectris
 from tests.receiver.streaming import DATASET, Sender, balanced, read, running, wait_closed, wait_opened
 from tests.waiting import wait_for
@@ -419,8 +421,26 @@ def test_what_the_file_says(tmp_path, sender, engine):
         for key, value in dectris.configuration(SHAPE, nimages=4).items():
             found = detector["header/detector"][key]
             assert (found.asstr()[()] == value) if isinstance(value, str) else np.array_equal(found[()], value), key
-        clock = [dectris.clock(k)["start_time"] / 1e9 for k in range(4)]
-        assert detector["timestamp"][()].tolist() == clock
+        assert detector["saturation_value"][()] == 65000
+        flags = {"flatfield_applied": True, "pixel_mask_applied": False, "countrate_correction_applied": True}
+        assert {name: bool(detector[name][()]) for name in flags} == flags
+        clocks = [dectris.clock(k) for k in range(4)]
+        for name, key in (("timestamp", "start_time"), ("stop_time", "stop_time"), ("real_time", "real_time")):
+            assert detector[name][()].tolist() == [clock[key] / 1e9 for clock in clocks], name
+        assert np.array_equal(detector["flatfield"], dectris.flatfield(SHAPE))
+        assert np.array_equal(detector["pixel_mask"], dectris.pixel_mask(SHAPE))
+        assert np.array_equal(detector["countrate_correction_table"], dectris.countrate_table())
+
+
+def test_images_without_times_have_none(tmp_path, sender, engine):
+    sender.parts(dectris.start(1, SHAPE, "basic", {"filename": "a.h5"}, nimages=3))
+    for k in range(3):
+        sender.parts(dectris.image(1, k, picture(k), times=k != 1))
+    wait_closed(engine, 1)
+    holds(tmp_path / "a.h5", range(3), 3)
+    _, books = read(tmp_path / "a.h5")
+    for name in ("timestamp", "stop_time", "real_time"):
+        assert np.isnan(books[name]).tolist() == [False, True, False]
 
 
 def test_no_file_name_is_live_view_only(tmp_path, sender, engine):
@@ -482,6 +502,27 @@ def test_no_end_message(tmp_path, sender):
         assert (s.written, s.missing, s.state) == (12, 18, "error") and "nothing came for 0.4 s" in s.error
         reason = read(tmp_path / "a.h5")[1]["end_reason"].decode()
         assert "nothing came for 0.4 s" in reason and "18 of 30 frames missing: 12-29" in reason
+
+
+def test_a_slow_storage_is_no_silence(tmp_path, sender, monkeypatch):
+    """The time limit counts from when the file is there, and what was written."""
+    create, append = SeriesFile.create, SeriesFile.append
+
+    def slow_create(*arguments):
+        time.sleep(0.6)
+        return create(*arguments)
+
+    def slow_append(*arguments):
+        time.sleep(0.6)
+        return append(*arguments)
+
+    monkeypatch.setattr(SeriesFile, "create", slow_create)
+    monkeypatch.setattr(SeriesFile, "append", slow_append)
+    with running(tmp_path, sender.endpoint, protocol="dectris1", stall_timeout=0.4) as engine:
+        sender.parts(dectris.start(1, SHAPE, "basic", {"filename": "a.h5"}, nimages=80))
+        send_images(sender, 1, range(80))  # more than one batch
+        s = wait_closed(engine, 1)
+        assert (s.written, s.missing, s.state) == (80, 0, "idle"), s.error
 
 
 def test_an_aborted_series(tmp_path, sender, engine):
@@ -594,8 +635,21 @@ def test_a_real_series(tmp_path):
             assert images.id.read_direct_chunk((number, 0, 0))[1] == parts[2]
             plain = decompress(parts[2], "bslz4", elem_size=4)
             assert np.array_equal(images[number], np.frombuffer(plain, "<u4").reshape(1065, 1030))
-            assert detector["timestamp"][number] == json.loads(parts[3])["start_time"] / 1e9
+            clock = json.loads(parts[3])
+            assert detector["timestamp"][number] == clock["start_time"] / 1e9
+            assert detector["stop_time"][number] == clock["stop_time"] / 1e9
+            assert detector["real_time"][number] == clock["real_time"] / 1e9
         assert (images[0, 514:551] == 2**32 - 1).all(), "the gap between the modules"
+        for name, part, shape, dtype in (
+            ("flatfield", 3, (1065, 1030), "<f4"),
+            ("pixel_mask", 5, (1065, 1030), "<u4"),
+            ("countrate_correction_table", 7, (4000, 2), "<f4"),
+        ):
+            assert detector[name].dtype == dtype
+            assert np.array_equal(detector[name][()], np.frombuffer(messages[0][part], dtype).reshape(shape)), name
+        assert detector["countrate_correction_table"][1].tolist() == pytest.approx([1125, 1124.66], abs=0.01)
+        masked = detector["pixel_mask"][()] & 1 == 1
+        assert masked[514:551].all() and (images[0][masked] == 2**32 - 1).all()
         assert detector["count_time"][()] == 0.9999999
         assert detector["detector_number"].asstr()[()] == "E-02-0153"
 

@@ -19,6 +19,7 @@ import yaml
 
 from tangods_detector.localtango import LocalTango
 from tangods_receiver.protocol import recording, stins
+from tests.receiver import dectris
 from tests.system.beamline import DATASET, wait_for
 
 pytestmark = pytest.mark.system
@@ -103,6 +104,27 @@ def test_receive_and_replay(tmp_path: Path, recorded: Path) -> None:
     checked = run("check", root / "a.h5")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "12" in checked.stdout
+
+
+def test_a_dectris_stream_is_replayed_and_received(tmp_path: Path) -> None:
+    """Stream V1 without an end message: the name is put into the appendix, the time limit closes the file."""
+    messages = [dectris.start(5, SHAPE, "all", nimages=12)]
+    messages += [dectris.image(5, n, image(n)) for n in range(12) if n != 7]
+    recording.write(tmp_path / "eiger.bin.gz", messages)
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    with receiving(tmp_path, endpoint, protocol="dectris1", stall_timeout=0.5) as (address, root, _):
+        sent = run("replay", tmp_path / "eiger.bin.gz", "--endpoint", endpoint, "--filename", root / "a.h5")
+        assert sent.returncode == 0 and "12 messages sent" in sent.stdout, sent.stderr
+        status = wait_for(
+            "the series", lambda: s if (s := httpx.get(f"{address}/status").json())["closed"] == 5 else None
+        )
+        assert (status["written"], status["missing"]) == (11, 1)
+    checked = run("check", root / "a.h5")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    with h5py.File(root / "a.h5") as h5:
+        np.testing.assert_array_equal(h5[DATASET][()], [image(n) if n != 7 else 0 * image(0) for n in range(12)])
+        np.testing.assert_array_equal(h5[DATASET].parent["flatfield"], dectris.flatfield(SHAPE))
+        assert "nothing came for 0.5 s" in h5[DATASET].parent["end_reason"].asstr()[()]
 
 
 def test_replay_cut_reordered_and_repeated(tmp_path: Path, recorded: Path) -> None:
