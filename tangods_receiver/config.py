@@ -117,12 +117,13 @@ class ReceiverConfig(BaseModel):
     any free one), `http_hosts` more names by which it may be asked, `http_token_file` holds the token that a POST needs
     (made when it is not there; "": HTTP is read-only); `forward` ports where frames are sent on (`ForwardPort`, or an
     address alone); `hwm_bytes` what may wait in memory per worker and endpoint;
-    `end_timeout` how long missing frames are waited for after the end message; `stall_timeout` closes a series in which nothing comes (0: never);
+    `end_timeout` how long missing frames are waited for after the end message; `stall_timeout` closes a series in which
+    nothing comes (0: never);
     `allow_overwrite` lets a start message that asks for it replace an existing file; `transforms` the pixel work, in
     this order; `parts` spreads the frames over so many files and `frames_per_file` begins a new one each so many
     frames (0: never), joined by a master file; `fsync_interval` how often written data are put on the disk while the
-    series runs (0: after its end); `payload_crc` keeps a checksum of each payload; `channels` of a detector that has several, such
-    as thresholds, are an axis of the image dataset, or datasets of their own; `context_per_worker` False: one
+    series runs (0: after its end); `payload_crc` keeps a checksum of each payload; `channels` of a detector that has
+    several, such as thresholds, are an axis of the image dataset, or datasets of their own; `context_per_worker` False: one
     ZeroMQ context with `io_threads` threads for all workers instead of one for each; `live_rate` how many images a
     second are decoded while somebody looks, `live_average` how many a moving average is of, `rois` regions of interest
     that are measured in them: "name x y width height" or mappings with these keys, in pixels.

@@ -256,7 +256,7 @@ class StreamReceiver(Device):
     )
     CurveClients: str = device_property(
         default_value="",
-        doc="Directory with the public .key files of those who may connect to the forwarding port. Empty: no CURVE there.",
+        doc="Directory with the public .key files of those who may connect to the forwarding port. Empty: no CURVE.",
     )
     AllowPeers = device_property(
         dtype=(str,),
@@ -410,7 +410,7 @@ class StreamReceiver(Device):
     nConnectionsRefused = _count(
         lambda s: s.refused,
         "Connections refused",
-        "Connections to senders that failed in the handshake since the engine began: a wrong key, or not allowed there. "
+        "Connections to senders that failed in the handshake since the engine began: a wrong key, or not allowed. "
         "LastError says what to do while it is so.",
     )
     nPeersRefused = _count(

@@ -150,9 +150,7 @@ _ABOUT_IMAGE = {
 _IMAGE_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in _MEDIA.values()},
-        "headers": {
-            name: {"description": text, "schema": {"type": "string"}} for name, text in _ABOUT_IMAGE.items()
-        },
+        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _ABOUT_IMAGE.items()},
         "description": "The image.",
     },
     204: {"description": "`newer` was given, and nothing newer came within `wait` seconds."},
@@ -247,7 +245,8 @@ def create_app(
         kind: Kind = "last",
         channel: Annotated[int, Query(ge=0)] = 0,
         region: Annotated[
-            str | None, Query(pattern=f"^{_REGION}$", description="first row,first column,row and column after the last")
+            str | None,
+            Query(pattern=f"^{_REGION}$", description="first row,first column,row and column after the last"),
         ] = None,
         downsample: Annotated[int | None, Query(ge=1, le=10_000)] = None,
         size: Annotated[

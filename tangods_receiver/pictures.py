@@ -89,7 +89,9 @@ def aligned(region: Region, factor: int, full: tuple[int, int]) -> Region:
     """Grown to whole blocks, counted from the image's first pixel, so that blocks do not wander with the region."""
     rows, columns = (max(factor, n - n % factor) for n in full)
     top, left = (min(region[0], rows - 1) // factor * factor, min(region[1], columns - 1) // factor * factor)
-    bottom, right = (min(end, -(-stop // factor) * factor) for stop, end in zip(region[2:], (rows, columns), strict=True))
+    bottom, right = (
+        min(end, -(-stop // factor) * factor) for stop, end in zip(region[2:], (rows, columns), strict=True)
+    )
     return top, left, min(full[0], max(bottom, top + factor)), min(full[1], max(right, left + factor))
 
 
@@ -163,7 +165,9 @@ def _smaller_marks(marks: Array, factor: int) -> Array | None:
     if factor == 1:
         return marks
     rows, columns = (n // factor for n in marks.shape)
-    parts = [marks[r : rows * factor : factor, c : columns * factor : factor] for r in range(factor) for c in range(factor)]
+    parts = [
+        marks[r : rows * factor : factor, c : columns * factor : factor] for r in range(factor) for c in range(factor)
+    ]
     least, most = parts[0].copy(), parts[0].copy()
     for part in parts[1:]:
         np.minimum(least, part, out=least)
@@ -292,5 +296,3 @@ def encode_picture(picture: Image.Image, format: Literal["png", "jpeg"]) -> byte
 def encode_png(array: Array) -> bytes:
     """Eight-bit grey for the eye: from the lowest value to the 99.9th percentile; masked pixels and gaps are black."""
     return encode_picture(drawn(view(array)), "png")
-
-

@@ -188,8 +188,8 @@ def summary(tally: Tally, workers: int, seconds: float, commits: Timing) -> str:
 
 @dataclass(frozen=True)
 class Past:
-    """A series that is over: counts as in a snapshot, `file` "" when none was written, `begun` and `ended` seconds since
-    1970, `reason` "complete" or a sentence."""
+    """A series that is over: counts as in a snapshot, `file` "" when none was written, `begun` and `ended` seconds
+    since 1970, `reason` "complete" or a sentence."""
 
     series: int = 0
     file: str = ""

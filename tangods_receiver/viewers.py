@@ -163,9 +163,7 @@ class Hub:
         return await asyncio.shield(task)
 
     async def _cut_out(self, shot: Shot, wish: Wish) -> pictures.View:
-        cut = partial(
-            pictures.view, shot.image.array, wish.region, 0, wish.size, wish.method, shot.knowledge(wish)
-        )
+        cut = partial(pictures.view, shot.image.array, wish.region, 0, wish.size, wish.method, shot.knowledge(wish))
         async with self._turns:
             view = await run_in_threadpool(cut)
         return view._replace(pixels=pictures.plain(view.pixels))
@@ -210,7 +208,9 @@ class Viewer:
             self._wish = self._wish.model_copy(update={name: getattr(said, name) for name in said.model_fields_set})
             if "pixel" in said.model_fields_set and self._shot is not None:
                 shot = self._shot
-                await self._send({"type": "pixel", "series": shot.id[0], "number": shot.id[1], **_pixel(shot, self._wish)})
+                await self._send(
+                    {"type": "pixel", "series": shot.id[0], "number": shot.id[1], **_pixel(shot, self._wish)}
+                )
             self._told.set()
 
     async def _pictures(self) -> None:

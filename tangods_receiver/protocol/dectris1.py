@@ -149,13 +149,7 @@ def _array(head: dict[str, Any], data: Buffer) -> Array:
 
 
 def _appendix(part: Buffer) -> Appendix:
-    """Text that is not JSON is kept as it is: it is not for us, and names no file."""
-    text = bytes(part)
-    try:
-        value = loads(text) if text.strip() else None
-    except (ValueError, RecursionError):
-        return Appendix(metadata={appendix.OTHER: text.decode("utf-8", "replace")})
-    return appendix.read(value)
+    return appendix.read(str(memoryview(part), "utf-8", "replace"))
 
 
 def _plain_booleans(config: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,13 @@ def test_without_a_configured_token_it_is_read_only(engine, path, body):
 @pytest.mark.parametrize(("path", "body"), POSTS)
 def test_the_token_opens_what_changes_something(engine, token_file, path, body):
     with HttpServer(engine, "127.0.0.1:0", (), token_file) as server:
-        for headers in ({}, bearer(TOKEN[:-1]), {"Authorization": "Bearer"}, {"Authorization": f"Basic {TOKEN}"}, {"Authorization": TOKEN}):
+        for headers in (
+            {},
+            bearer(TOKEN[:-1]),
+            {"Authorization": "Bearer"},
+            {"Authorization": f"Basic {TOKEN}"},
+            {"Authorization": TOKEN},
+        ):
             reply = httpx.post(address(server) + path, json=body, headers=headers)
             assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
             assert "http_token_file" in reply.json()["error"]
@@ -181,7 +187,16 @@ def test_only_names_of_this_computer_are_answered(engine):
         good = ["127.0.0.1", f"localhost:{server.port}", "LOCALHOST:9000", "[::1]:80", "127.0.0.1.", own, f"{own}:1"]
         for host in [*good, "beamline7.example.org", "BEAMLINE7.EXAMPLE.ORG.:8000"]:
             assert asked_as(server, host).status_code == 200, host
-        for host in ["evil.example", "localhost.evil.example", "192.0.2.1", "127.0.0.2", "example.org", "[::2]", "a b", ""]:
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "192.0.2.1",
+            "127.0.0.2",
+            "example.org",
+            "[::2]",
+            "a b",
+            "",
+        ]:
             reply = asked_as(server, host)
             assert reply.status_code == 421, host
             assert "add yours to http_hosts" in reply.json()["error"]
@@ -220,7 +235,14 @@ def test_host_headers(header, host):
 
 # --- pages -----------------------------------------------------------------------------------------------------------
 
-STRANGERS = ["http://evil.example", "http://127.0.0.1:1", "null", "https://127.0.0.1", "file://", "http://localhost.evil"]
+STRANGERS = [
+    "http://evil.example",
+    "http://127.0.0.1:1",
+    "null",
+    "https://127.0.0.1",
+    "file://",
+    "http://localhost.evil",
+]
 
 
 @pytest.mark.parametrize("origin", STRANGERS)

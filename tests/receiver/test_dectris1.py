@@ -432,6 +432,18 @@ def test_what_the_file_says(tmp_path, sender, engine):
         assert np.array_equal(detector["countrate_correction_table"], dectris.countrate_table())
 
 
+def test_arrays_of_two_thresholds_in_the_file(tmp_path, sender, engine):
+    sender.parts(dectris.start(1, SHAPE, "all", {"filename": "a.h5"}, nimages=2, thresholds=2))
+    send_images(sender, 1, range(2))
+    s = wait_closed(engine, 1)
+    assert (s.written, s.state, s.error) == (2, "idle", "") and check(tmp_path / "a.h5").ok
+    with h5py.File(tmp_path / "a.h5") as file:
+        for number in (1, 2):
+            channel = file[f"entry/instrument/detector/threshold_{number}_channel"]
+            assert np.array_equal(channel["flatfield"], dectris.flatfield(SHAPE))
+            assert np.array_equal(channel["pixel_mask"], dectris.pixel_mask(SHAPE))
+
+
 def test_images_without_times_have_none(tmp_path, sender, engine):
     sender.parts(dectris.start(1, SHAPE, "basic", {"filename": "a.h5"}, nimages=3))
     for k in range(3):

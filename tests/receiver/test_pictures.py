@@ -56,9 +56,7 @@ def test_every_region_is_what_it_says_it_is(region, rows, columns, factor, metho
     shown = view(image, region, factor, method=method)
     top, left, bottom, right = shown.region
     assert 0 <= top < bottom <= rows and 0 <= left < right <= columns
-    np.testing.assert_array_equal(
-        shown.pixels, imaging.downsample(image[top:bottom, left:right], shown.factor, method)
-    )
+    np.testing.assert_array_equal(shown.pixels, imaging.downsample(image[top:bottom, left:right], shown.factor, method))
     assert shown.pixels.shape == ((bottom - top) // shown.factor, (right - left) // shown.factor)
     assert top % shown.factor == left % shown.factor == 0
     wanted = pictures.fitted(region, (rows, columns))

@@ -800,6 +800,62 @@ def listener(port, theirs):
             inlet.close()
 
 
+# --- the forwarding port, and receivers in a chain -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["push", "pub"])
+def test_receivers_in_a_chain(keys, tmp_path, caplog, often, kind):
+    """The first speaks plainly with the detector and CURVE with the second; a stranger gets nothing and holds nobody
+    up."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir(), second.mkdir()
+    port = {"endpoint": "tcp://127.0.0.1:0", "socket": kind, "filename": str(second / "{name}.h5")}
+    guard = {"curve_key": keys.sender_s, "curve_clients": str(keys.clients), "allow_peers": ["127.0.0.0/8"]}
+    with Sender() as sender, running(first, sender.endpoint, forward=[port], **guard) as engine:
+        endpoint = engine.forward_endpoints[0]
+        mine = own_keys(keys, socket="sub" if kind == "pub" else "pull")
+        strange = mine | {"curve_key": keys.stranger_s}
+        with running(second, endpoint, **mine) as chained, running(second, endpoint, **strange) as stranger:
+            wait_for(lambda: engine.snapshot().peers_refused and stranger.snapshot().refused, what="refused")
+            if kind == "push":
+                wait_for(lambda: engine.snapshot().forward[0].peers == 1, what=f"{engine.snapshot().forward}")
+            else:
+                time.sleep(0.3)  # a subscription on its way
+            for number in (1, 2):
+                sender.start(first / f"{number}.h5", number, nframes=FRAMES)
+                sender.frames(range(FRAMES))
+                sender.end()
+                assert wait_closed(engine, number).written == FRAMES
+                assert wait_closed(chained, number).written == FRAMES
+            assert stranger.snapshot().opened == 0
+            now = engine.snapshot()
+            assert now.forward[0].refused == now.peers_refused >= 1 and now.refused == 0
+            assert Snapshot.from_dict(now.as_dict()) == now
+            text, _ = Exposition(engine.snapshot).encode()
+            assert "stream_receiver_refused_peers_total" in text.decode()
+    assert is_right(first / "2.h5") and is_right(second / "1.h5") and is_right(second / "2.h5")
+    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(warnings) == 2  # one on each side
+
+
+def test_the_forwarding_port_keeps_to_its_addresses(tmp_path):
+    """Without CURVE, too; each port has a guard."""
+    ports = [{"endpoint": "tcp://127.0.0.1:0"}, {"endpoint": "tcp://127.0.0.1:0", "socket": "pub"}]
+    with Sender() as sender, running(tmp_path, sender.endpoint, forward=ports, allow_peers=["127.0.0.2"]) as engine:
+        for index, kind in enumerate((zmq.PULL, zmq.SUB)):
+            port = int(engine.forward_endpoints[index].rpartition(":")[2])
+            with zmq.Context() as context, context.socket(kind) as client:
+                client.linger = 0
+                client.connect(f"tcp://127.0.0.1:{port}")
+                wait_for(lambda k=index: engine.snapshot().forward[k].refused, what="refused")
+        with listening(int(engine.forward_endpoints[0].rpartition(":")[2]), source="127.0.0.2:0;") as client:
+            wait_for(lambda: engine.snapshot().forward[0].peers == 1, what="let in")
+            sender.start("", 1, nframes=1)
+            sender.frames([0])
+            assert client.poll(5000) and b"header" in client.recv()
+        assert engine.snapshot().peers_refused == 2
+
+
 def test_without_keys_nothing_is_different(tmp_path):
     """No thread, no option, no field but zeros."""
     with Sender() as sender, running(tmp_path, sender.endpoint) as engine:

@@ -38,7 +38,9 @@ class Camera(Engine):
         if channel > 1:
             raise ConfigError(f"channel {channel}: the stream has channels 0 to 1")
         with self.came:
-            self.came.wait_for(lambda: self.shot is not None and (self.shot.series, self.shot.number) != newer_than, wait)
+            self.came.wait_for(
+                lambda: self.shot is not None and (self.shot.series, self.shot.number) != newer_than, wait
+            )
             shot = self.shot
         if shot is None or (shot.series, shot.number) == newer_than:
             return None
