@@ -123,8 +123,8 @@ class ReceiverConfig(BaseModel):
     this order; `parts` spreads the frames over so many files and `frames_per_file` begins a new one each so many
     frames (0: never), joined by a master file; `fsync_interval` how often written data are put on the disk while the
     series runs (0: after its end); `payload_crc` keeps a checksum of each payload; `channels` of a detector that has
-    several, such as thresholds, are an axis of the image dataset, or datasets of their own; `context_per_worker` False: one
-    ZeroMQ context with `io_threads` threads for all workers instead of one for each; `live_rate` how many images a
+    several, such as thresholds, are an axis of the image dataset, or datasets of their own; `context_per_worker` False:
+    one ZeroMQ context with `io_threads` threads for all workers instead of one for each; `live_rate` how many images a
     second are decoded while somebody looks, `live_average` how many a moving average is of, `rois` regions of interest
     that are measured in them: "name x y width height" or mappings with these keys, in pixels.
 
