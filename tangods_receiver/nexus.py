@@ -69,6 +69,8 @@ TIME_COLUMNS: dict[str, tuple[np.dtype, Any, dict[str, str]]] = {
     ),
 }
 ALL_COLUMNS = COLUMNS | TIME_COLUMNS
+_ON_CLOCK = ("timestamp", "stop_time")  # with the moment from which they count, where it is known
+_LONGEST_TIME = 64
 _COUNTS = {
     "frames_expected": "number of frames announced or sent; -1: not known",
     "frames_received": "number of frames received and stored",
@@ -185,7 +187,7 @@ def build(
     header: FileHeader, layout: ImageLayout | None, nonce: int, stored: Sequence[arrays.Stored] = ()
 ) -> tuple[bytes, Places]:
     """The file image of a series without frames, and where its changing fields are. `stored` arrays are empty in it."""
-    kind = (layout.rank, layout.codec, layout.channels, layout.times) if layout else None
+    kind = (layout.rank, layout.codec, layout.channels, layout.times, len(layout.begun)) if layout else None
     pad = _PADS.get(kind, 0)
     for _ in range(
         8
@@ -198,7 +200,7 @@ def build(
     raise WriteError(f"{header.filename}: no place was found for the index where readers never see half a change")
 
 
-_Kind = tuple[int, str, tuple[str, ...], bool] | None
+_Kind = tuple[int, str, tuple[str, ...], bool, int] | None
 #: The padding that was right the last time: these datasets come first in the image, so it depends on nothing else.
 _PADS: dict[_Kind, int] = {}
 
@@ -344,7 +346,9 @@ def stored_layout(h5: h5py.File, of: Identity) -> ImageLayout | None:
     layout = layout_of(h5[of.images[0]])
     if of.channels:
         layout = replace(layout, modules=len(of.channels), channels=of.channels)
-    return replace(layout, times=all(name in h5[detector_path(of.dataset)] for name in TIME_COLUMNS))
+    detector = h5[detector_path(of.dataset)]
+    begun = str(detector["timestamp"].attrs.get("start", "")) if "timestamp" in detector else ""
+    return replace(layout, times=all(name in detector for name in TIME_COLUMNS), begun=begun)
 
 
 def layout_of(dataset: h5py.Dataset) -> ImageLayout:
@@ -532,7 +536,14 @@ def _first(sources: Sequence[Mapping[str, Any]], keys: Sequence[str], kind: Any)
 
 def columns_of(layout: ImageLayout | None) -> dict[str, tuple[np.dtype, Any, dict[str, str]]]:
     """The per-frame arrays of such frames."""
-    return ALL_COLUMNS if layout is not None and layout.times else COLUMNS
+    columns = ALL_COLUMNS if layout is not None and layout.times else COLUMNS
+    if layout is None or not layout.begun:
+        return columns
+    start = {"start": _text(layout.begun)[:_LONGEST_TIME]}
+    return {
+        name: (kind, fill, attributes | (start if name in _ON_CLOCK else {}))
+        for name, (kind, fill, attributes) in columns.items()
+    }
 
 
 def _columns(h5: h5py.File, layout: ImageLayout | None, nframes: int | None) -> dict[str, h5py.Dataset]:

@@ -23,7 +23,7 @@ from tangods_receiver.live import Live
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart
 from tangods_receiver.protocols import PROTOCOLS
 from tangods_receiver.records import Books, Record
-from tangods_receiver.series import Series
+from tangods_receiver.series import Series, is_earlier, unique_of
 from tangods_receiver.seriesfile import SeriesFile
 from tangods_receiver.spread import Spread
 from tangods_receiver.stats import Loss, Meter, Past, Snapshot, Tally, Timing, summary
@@ -489,8 +489,10 @@ class Reception:
             if one_sender and other.serial is not None and start.serial is not None:
                 if other.serial < start.serial:
                     return True
-            elif other.series is not None and start.series is not None and other.series < start.series:
-                return True
+            elif other.series is not None and start.series is not None:
+                earlier = is_earlier(start, other.series, other.unique)
+                if other.series < start.series if earlier is None else earlier:
+                    return True
         return one_sender and self._last is not None and self._last.leaves_room_before(start)
 
     def _enter(self, start: SeriesStart) -> Series:
@@ -628,10 +630,17 @@ class Reception:
         if known is None:
             return False
         if frame.series is not None and known.start.series is not None:
-            return frame.series < known.start.series or frame.series in self._past
+            return self._is_over(frame.series, unique_of(frame), known.start)
         if frame.serial is not None and known.start.serial is not None:
             return known is self._open and (frame.serial <= known.start.serial or not known.ended)
         return False
+
+    def _is_over(self, series: int, unique: str, start: SeriesStart) -> bool:
+        """A series of this id, by what is known of the series that began last."""
+        earlier = is_earlier(start, series, unique)
+        if earlier is not None:
+            return earlier
+        return start.series is None or series < start.series or series in self._past
 
     def _refuse(self, worker: int, frames: Sequence[Frame]) -> None:
         """Frames without a series: leftovers are counted and forgotten, others are an error of the sender."""
@@ -674,7 +683,7 @@ class Reception:
         if known is None:
             return False
         if end.series is not None and known.start.series is not None:
-            return end.series < known.start.series or end.series in self._past
+            return self._is_over(end.series, end.unique, known.start)
         return end.serial is not None and known.start.serial is not None and end.serial <= known.start.serial
 
     def _orphan(self, worker: int, end: SeriesEnd) -> None:

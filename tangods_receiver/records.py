@@ -70,7 +70,8 @@ class ImageLayout:
     """How frames are stored: `shape` (rows, columns) of one frame, or of one module where `modules` > 1;
     `codec` none, bslz4 (one filter-32008 chunk) or lz4 (one filter-32004 chunk);
     `channels` names of the modules where each is an image of its own, with a dataset of that name;
-    `times` frames bring `Times`, which have columns then."""
+    `times` frames bring `Times`, which have columns then; `begun` the moment from which their times count (ISO 8601;
+    "": not known)."""
 
     shape: tuple[int, int]
     dtype: str
@@ -78,6 +79,7 @@ class ImageLayout:
     modules: int = 1
     channels: tuple[str, ...] = ()
     times: bool = False
+    begun: str = ""
 
     def __post_init__(self) -> None:
         if self.channels and len(self.channels) != self.modules:

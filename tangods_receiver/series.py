@@ -4,7 +4,8 @@
 
 How a frame finds its series, by what its sender gives:
 
-    series ids        they decide; with several workers a frame of an unknown id waits a second for its start
+    series ids        they decide; with several workers a frame of an unknown id waits a second for its start. Unique
+                      ids besides, where both sides have one, for the others may begin anew
     message numbers   those between start and end are its own (`owns`). The streamer may have restarted and count from
                       0 again: `_fits_before` knows its leftovers. With several workers the next series may come
                       before this one's end is read: `doubts`, `doubts_end` and `leaves_room_before` wait for that,
@@ -39,6 +40,7 @@ from tangods_receiver.transforms import Chain
 log = logging.getLogger(__name__)
 
 AS_IT_IS = Chain()
+ULID = 26  # characters
 QUIET = 0.15  # s without a message after which a stopped series gets nothing more
 
 
@@ -68,6 +70,7 @@ class Series:
         self._chain = chain
         self._apart = nexus.channel_names(start.channels) if channels_apart else ()
         self.impossible = ""  # why the pixel work cannot be done on such frames
+        self._begun = ""  # moment from which the times of frames count
         self.layout = self._announced_layout()
         self.file: SeriesFile | FileSet | None = None
         self.ready = False  # the file is there, or there is none to be
@@ -99,6 +102,8 @@ class Series:
         self._defining = threading.Lock()
         self._origin: int | None = None  # number of the first frame that came, where numbers are relative
         self._before = _restarted_from(start, previous)
+        for remark in start.remarks:
+            self.trouble("left_out", remark)
         if rotate := start.metadata.get("rotate"):
             self.trouble(
                 "unrotated", f"rotate {rotate} is asked for and not done: only configured transforms turn images"
@@ -112,7 +117,7 @@ class Series:
         if start.relative:  # the stream goes on when all that were asked for are there
             return not self.ended and (start.nframes is None or frame.number < start.nframes)
         if start.series is not None and frame.series is not None:
-            return frame.series == start.series
+            return frame.series == start.series and not _differ(start.unique, unique_of(frame))
         serial, first = frame.serial, start.serial
         if serial is None or first is None:
             return not self.ended
@@ -126,7 +131,9 @@ class Series:
         if start.relative:
             return not self.ended
         if start.series is not None and series is not None:
-            return series == start.series
+            if not start.unique:
+                return series == start.series
+            return all(map(self.owns, {id(frame.extra): frame for frame in frames}.values()))  # mostly one
         serials = [frame[6] for frame in frames]
         if start.serial is None or self._before is not None or None in serials:
             return False
@@ -162,7 +169,7 @@ class Series:
     def ends_with(self, end: SeriesEnd) -> bool:
         """Is this the end message of this series?"""
         if self.start.series is not None and end.series is not None:
-            return end.series == self.start.series
+            return end.series == self.start.series and not _differ(self.start.unique, end.unique)
         if end.serial is not None and self.start.serial is not None:
             return end.serial > self.start.serial and self.end_serial in (None, end.serial)
         return not self.ended
@@ -193,7 +200,7 @@ class Series:
         own = -1 if self.start.series is None else self.start.series
         pieces: list[Frame] = []
         for frame in frames:
-            if frame.series != own and not self.owns(frame):
+            if (frame.series != own or self.start.unique) and not self.owns(frame):
                 strangers.append(self._as_it_came(frame))
                 continue
             self.messages += 1
@@ -294,6 +301,7 @@ class Series:
         modules = max(start.modules, 1 + len(frame.more))
         if modules != self.ledger.modules:
             self.ledger = Ledger(start.nframes, modules)
+        self._begun = str(frame.extra.get("series_date", ""))
         self.layout = self._layout(shape, dtype, codec, modules)
         if (wrong := self._mismatch(frame)) is not None:
             self.layout = None
@@ -313,7 +321,7 @@ class Series:
 
     def _layout(self, shape: Sequence[int], dtype: str, codec: str, modules: int) -> ImageLayout:
         apart = self._apart if len(self._apart) == modules else ()
-        return ImageLayout((shape[0], shape[1]), dtype, codec, modules, apart, self.start.times)
+        return ImageLayout((shape[0], shape[1]), dtype, codec, modules, apart, self.start.times, self._begun)
 
     def _refuse(self, frame: Frame, wrong: str, tally: Tally) -> None:
         count = 1 + len(frame.more)
@@ -517,6 +525,26 @@ def _new_parts(frame: Frame, new: Sequence[bool]) -> list[Frame]:
         return [frame]
     parts = enumerate(zip(new, (frame.data, *frame.more), strict=True), frame.module)
     return [frame._replace(module=module, data=data, more=()) for module, (is_new, data) in parts if is_new]
+
+
+def unique_of(frame: Frame) -> str:
+    """What tells its series from all others; "": the protocol has none."""
+    return str(frame.extra.get("series_unique_id", ""))
+
+
+def _differ(one: str, other: str) -> bool:
+    """Are they those of two series? Not where one is not known."""
+    return bool(one and other) and one != other
+
+
+def is_earlier(start: SeriesStart, series: int, unique: str) -> bool | None:
+    """Is a series of this id, and this id for ever (ULIDs, which grow with time), from before that start? None: the
+    unique ids do not tell."""
+    if len(unique) != ULID or len(start.unique) != ULID or unique == start.unique:
+        return None
+    if unique > start.unique:
+        return False
+    return True if series == start.series else None
 
 
 def frame_bytes(start: SeriesStart) -> int:

@@ -52,7 +52,9 @@ class SeriesStart:
     `arrays` for the file, by the names of NXdetector: flatfield, pixel_mask, countrate_correction_lookup_table (one
     value a count) or countrate_correction_table (pairs); those of one channel as threshold_1/flatfield;
     `relative` numbers of frames count from that of the first frame that comes, of whatever module;
-    `times` its frames bring `Times`, for which the file then has a place.
+    `times` its frames bring `Times`, for which the file then has a place;
+    `unique` tells it from all others where ids repeat (its frames have it as `extra["series_unique_id"]`); "": none;
+    `remarks` sentences on what of the message could not be read and is left out.
     """
 
     filename: str
@@ -69,6 +71,8 @@ class SeriesStart:
     arrays: Mapping[str, Array] = field(default_factory=dict)
     relative: bool = False
     times: bool = False
+    unique: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 class Frame(NamedTuple):
@@ -100,11 +104,13 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class SeriesEnd:
-    """The sender has sent everything of this series; `nframes` that it had, sent or not (None: it does not say)."""
+    """The sender has sent everything of this series; `nframes` that it had, sent or not (None: it does not say);
+    `unique` as that of the start."""
 
     serial: int | None = None
     series: int | None = None
     nframes: int | None = None
+    unique: str = ""
 
 
 Message = SeriesStart | Frame | SeriesEnd

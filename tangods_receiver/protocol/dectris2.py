@@ -2,11 +2,15 @@
 
 Each message is decoded by itself. What tells thresholds apart is their name: modules are the channels in the order of
 `channel_order`, whatever the order in the message, and frames say in `extra["channels"]` which they are. Times are
-seconds since `series_date`, which each image has."""
+seconds since `series_date`, which each image has, and frames in `extra` too.
+
+Images of a series differ in their number, their times and their pixels alone: from the second on they are compared with
+what is remembered of the ones before (`_Known`), and only what is not like them is read by `cbor`."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import nan
 from types import MappingProxyType
@@ -27,9 +31,11 @@ from tangods_receiver.protocol import (
     Times,
     appendix,
     cbor,
+    cborform,
 )
 from tangods_receiver.protocol.cbor import Tag
 from tangods_receiver.protocol.checks import (
+    BSLZ4_HEADER,
     ITEMSIZE,
     MAX_FRAMES,
     MAX_IMAGE,
@@ -54,28 +60,42 @@ TYPES = {  # tag of a typed array -> NumPy's name, big-endian
     **{77: ("int16", False), 78: ("int32", False), 79: ("int64", False)},
     **{81: ("float32", True), 82: ("float64", True), 85: ("float32", False), 86: ("float64", False)},
 }
+HALVES = {80: 65, 84: 69}  # tags of float16, which arrays of the start may have -> of numbers as long
 ARRAYS = ("flatfield", "pixel_mask", "countrate_correction_lookup_table")
 MAX_CHANNELS = 16
+MAX_REMARKS = 10
 MAX_BIG = 64  # bytes of a number that CBOR has no form of its own for
 SIZE = 8  # bytes in which both compressions begin with that of the plain numbers
+TIMES = ("start_time", "stop_time", "real_time")
+MOST_REMEMBERED = 4096  # bytes of an image message besides its pixels
+MOST_KNOWN = 4  # forms of images: of as many detectors
 
 
 def decode(parts: Parts) -> Message:
     """One received message. StreamError says what was found; nothing else is ever raised."""
     if len(parts) != 1:
         raise StreamError(f"{len(parts)} parts, stream V2 has one: is the format of the detector's stream 'cbor'?")
-    message = cbor.loads(parts[0])
+    view = memoryview(parts[0]).cast("B")
+    for known in _known:
+        if (frame := known.frame(view)) is not None:
+            return frame
+    return _decoded(view)
+
+
+def _decoded(view: memoryview) -> Message:
+    """Whatever it is."""
+    message = cbor.loads(view)
     if type(message) is Tag and message.number == CBOR:
         message = message.value
     if type(message) is not dict:
         raise StreamError(f"a CBOR {type(message).__name__}, not a map: is the format of the detector's stream 'cbor'?")
     kind = message.pop("type", None)
     if kind == "image":
-        return _frame(message)
+        return _frame(message, view)
     if kind == "start":
         return _start(message)
     if kind == "end":
-        return SeriesEnd(series=_series(message, "end message"))
+        return SeriesEnd(series=_series(message, "end message"), unique=_unique(message))
     raise StreamError(f"type is {show(kind)}, not 'start', 'image' or 'end'")
 
 
@@ -119,7 +139,7 @@ def _start(message: dict[Any, Any]) -> SeriesStart:
     series = _series(message, "start message")
     told = appendix.read(_json(message.pop("user_data", None)))
     channels = _channels(message.get("channels", []))
-    arrays = _arrays(message, channels)
+    arrays, remarks = _arrays(message, channels)
     about = _about(message)
     dtype = about.get("image_dtype")
     return SeriesStart(
@@ -134,13 +154,15 @@ def _start(message: dict[Any, Any]) -> SeriesStart:
         channels=channels if len(channels) > 1 else (),
         arrays=arrays,
         times=True,
+        unique=_unique(about),
+        remarks=remarks,
     )
 
 
 def _announced(about: Mapping[str, Any]) -> int | None:
-    """None: it does not say, or more than anybody waits for."""
+    """None: it does not say (nobody arms for 0), or more than anybody waits for."""
     nframes = whole("start message: number_of_images", about.get("number_of_images"))
-    return None if nframes is None or nframes > MAX_FRAMES else nframes
+    return None if not nframes or nframes > MAX_FRAMES else nframes
 
 
 def _announced_shape(about: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -162,26 +184,34 @@ def _channels(names: Any) -> tuple[str, ...]:
         raise StreamError(f"start message: {exc}") from None
 
 
-def _arrays(message: dict[Any, Any], channels: tuple[str, ...]) -> dict[str, Array]:
-    """Those that are there, out of the message; by channel where there are several."""
-    arrays = {}
+def _arrays(message: dict[Any, Any], channels: tuple[str, ...]) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """Those that are there, out of the message; by channel where there are several. Of those that cannot be read why:
+    images do not need them."""
+    arrays, remarks = {}, []
     for name in ARRAYS:
         held = message.pop(name, None)
         several = held if type(held) is dict else {} if held is None else {"": held}
         for channel, array in several.items():
             alone = channel == "" or len(several) == 1 or (channel,) == channels
-            path = name if alone else f"{_ordered([channel])[0]}/{name}"
             try:
+                path = name if alone else f"{_ordered([channel])[0]}/{name}"
                 arrays[path] = _array(array)
             except StreamError as exc:
-                raise StreamError(f"start message: {path}: {exc}; header_detail 'basic' leaves it out") from None
-    return arrays
+                of = f" of {show(channel)}" if channel != "" else ""
+                remarks.append(f"{name}{of} of the start message is not stored: {exc}")
+    return arrays, tuple(remarks[:MAX_REMARKS])
 
 
 def _array(held: Any) -> Array:
-    """Plain numbers in our order, whatever they were sent as; a typed array alone is a row of numbers."""
-    if type(held) is Tag and held.number in TYPES:
+    """Plain numbers in our order, whatever they were sent as, float16 as float32; a typed array alone is a row of
+    numbers."""
+    if type(held) is Tag and (held.number in TYPES or held.number in HALVES):
         held = Tag(ROWS_FIRST, [[_length(held)], held])
+    if type(held) is Tag and type(held.value) is list and len(held.value) == 2 and type(held.value[1]) is Tag:
+        order, (shape, (kind, content)) = held
+        if kind in HALVES:
+            found = _array(Tag(order, [shape, Tag(HALVES[kind], content)]))
+            return Array(found.shape, "float32", np.frombuffer(found.data, "<f2").astype("<f4").view(np.uint8).data)
     layout, data = _typed(held)
     shape, dtype, codec, nbytes, _ = layout
     if codec != "none":
@@ -200,7 +230,7 @@ def _length(typed: Tag) -> int:
         nbytes = int.from_bytes(content, "big")
     else:
         nbytes = len(content) if type(content) is memoryview else 0
-    return nbytes // ITEMSIZE[TYPES[typed.number][0]]
+    return nbytes // ITEMSIZE[TYPES[HALVES.get(typed.number, typed.number)][0]]
 
 
 # --- image -----------------------------------------------------------------------------------------------------------
@@ -217,10 +247,10 @@ class _Layout(NamedTuple):
 
 
 _layouts: dict[tuple[Any, ...], _Layout] = {}  # the few that are in use; checked once each
-_extras: dict[tuple[str, ...], Mapping[str, Any]] = {}  # by names of channels, checked as well
+_extras: dict[tuple[Any, ...], Mapping[str, Any]] = {}  # by names of channels, checked as well, date and id
 
 
-def _frame(message: dict[Any, Any]) -> Frame:
+def _frame(message: dict[Any, Any], view: memoryview) -> Frame:
     pop = message.pop
     number, series, data = pop("image_id", None), pop("series_id", None), pop("data", None)
     if type(number) is not int or not 0 <= number <= MAX_NUMBER:
@@ -230,7 +260,7 @@ def _frame(message: dict[Any, Any]) -> Frame:
     if type(data) is not dict or not data:
         raise StreamError(f"image {number}: data is {show(data)}, not a map of channels")
     try:
-        extra = _extra(tuple(data))
+        extra = _extra(tuple(data), pop("series_date", None), pop("series_unique_id", None))
         layout, payloads = _pixels(data, extra["channels"])
         start, stop, real = pop("start_time", None), pop("stop_time", None), pop("real_time", None)
         timestamp = None if start is None else _seconds("start_time", start)
@@ -245,10 +275,11 @@ def _frame(message: dict[Any, Any]) -> Frame:
             check_compressed(number, codec, nbytes, payload)
     if sent is not None:
         payloads = [_in_order(layout, payload) for payload in payloads]
-    pop("series_unique_id", None)
-    pop("series_date", None)
-    if message:  # the image's appendix, and what nobody knows
-        extra = {**_about(message), **extra}
+    more_said = _about(message)  # the image's appendix, and what nobody knows
+    if more_said:
+        extra = MappingProxyType({**more_said, **extra})
+    if sent is None:
+        _remember(view, payloads, tuple(data), series, layout, extra, (start, stop, real))
     first, *more = payloads
     return Frame(
         *(number, shape, dtype, codec, first, 0, None, series, timestamp, False, tuple(more), extra, False, times)
@@ -274,14 +305,18 @@ def _pixels(data: Mapping[str, Any], names: Sequence[str]) -> tuple[_Layout, lis
     return layout, payloads
 
 
-def _extra(sent: tuple[Any, ...]) -> Mapping[str, Any]:
-    """`channels`: these in their order."""
-    found = _extras.get(sent)
+def _extra(sent: tuple[Any, ...], date: Any, unique: Any) -> Mapping[str, Any]:
+    """`channels`: these in their order; `series_date` and `series_unique_id` where they are texts."""
+    if type(date) is Tag and date.number == DATE:
+        date = date.value
+    key = sent, _short_text(date), _short_text(unique)
+    found = _extras.get(key)
     if found is None:
-        found = MappingProxyType({"channels": _ordered(sent)})
+        said = {name: text for name, text in zip(("series_date", "series_unique_id"), key[1:], strict=True) if text}
+        found = MappingProxyType({"channels": _ordered(sent), **said})
         if len(_extras) > 100:
             _extras.clear()
-        _extras[sent] = found
+        _extras[key] = found
     return found
 
 
@@ -299,14 +334,97 @@ def _ordered(names: Iterable[Any]) -> tuple[str, ...]:
 
 
 def _seconds(key: str, value: Any) -> float:
-    """[numerator, denominator]; nan: not said."""
+    """[numerator, denominator]; nan: not said, or of a clock that does not run."""
     if value is None:
         return nan
     if type(value) is list and len(value) == 2:
         above, below = value
-        if type(above) is type(below) is int and below > 0 and abs(above) < 1 << 64:
-            return float(above / below)
+        if type(above) is type(below) is int and below >= 0 and abs(above) < 1 << 64:
+            return float(above / below) if below else nan
     raise StreamError(f"{key} is {show(value)}, not [numerator, denominator]")
+
+
+# --- images like those before ----------------------------------------------------------------------------------------
+
+
+class _Known(NamedTuple):
+    """Images of one series at one detector. `order` of the channels in the message; `limit` bytes of compressed pixels,
+    as `check_compressed` has it, which needs no more: a bslz4 chunk begins as `form` wants it; `numbers` where number
+    and times are among those of `form`; `clocks` denominators of the times."""
+
+    form: cborform.Form
+    series: int
+    layout: _Layout
+    extra: Mapping[str, Any]
+    order: tuple[int, ...]
+    limit: int
+    numbers: tuple[int, ...]
+    clocks: tuple[int, ...]
+
+    def frame(self, view: memoryview) -> Frame | None:
+        """Just what `_frame` would make of it; None: that one is to look at it."""
+        found = self.form.match(view)
+        if found is None:
+            return None
+        shape, dtype, codec, nbytes, _ = self.layout
+        said, payloads = found
+        for payload in payloads:
+            size = len(payload)
+            if size != nbytes if codec == "none" else not BSLZ4_HEADER <= size <= self.limit:
+                return None
+        image, start, stop, real = [int.from_bytes(said[k][1:] or said[k], "big") for k in self.numbers]
+        if image > MAX_NUMBER:
+            return None
+        ticks, ticks_stop, ticks_real = self.clocks
+        times = Times(stop / ticks_stop, real / ticks_real)
+        more: tuple[memoryview, ...] = ()
+        if len(payloads) > 1:
+            more = tuple([payloads[k] for k in self.order[1:]])
+        return Frame(
+            *(image, shape, dtype, codec, payloads[self.order[0]], 0, None, self.series, start / ticks, False, more),
+            *(self.extra, False, times),
+        )
+
+
+_known: tuple[_Known, ...] = ()
+_seen: Counter[tuple[Any, ...]] = Counter()  # images that were no known ones
+
+
+def _remember(
+    view: memoryview,
+    payloads: Sequence[Buffer],
+    sent: tuple[str, ...],
+    series: int,
+    layout: _Layout,
+    extra: Mapping[str, Any],
+    times: Sequence[Any],
+) -> None:
+    """Of the second image of a kind what all have alike; once, for they may differ in other things as well."""
+    global _known
+    if len(view) - sum(map(len, payloads)) > MOST_REMEMBERED:
+        return
+    if len(_seen) > 100:
+        _seen.clear()
+    kind = repr(extra), series, layout, sent
+    _seen[kind] += 1
+    if _seen[kind] != 2 or not all(type(time) is list and time[0] >= 0 < time[1] for time in times):
+        return
+    begins = layout.nbytes.to_bytes(SIZE, "big") if layout.codec == "bslz4" else b""
+    form = cborform.learn(view, ("image_id", *TIMES), "data", begins)
+    keys = [key for key, _ in cbor.map_pairs(view) if key == "image_id" or key in TIMES]
+    if form is None:
+        return
+    new = _Known(
+        form,
+        series,
+        layout,
+        extra,
+        tuple(sent.index(name) for name in extra["channels"]),
+        2 * layout.nbytes + 65536,
+        tuple(keys.index(key) for key in ("image_id", *TIMES)),
+        tuple(time[1] for time in times),
+    )
+    _known = (new, *_known)[:MOST_KNOWN]
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
@@ -391,6 +509,16 @@ def _series(message: Mapping[Any, Any], what: str) -> int:
     if series is None:
         raise StreamError(f"{what}: no series_id")
     return series
+
+
+def _unique(message: Mapping[Any, Any]) -> str:
+    """ "": it has none."""
+    return _short_text(message.get("series_unique_id"))
+
+
+def _short_text(value: Any) -> str:
+    """ "": it is none."""
+    return value if type(value) is str and len(value) <= 64 else ""
 
 
 def _is_length(value: Any) -> bool:

@@ -138,8 +138,11 @@ def by_channel(names, make):
 # --- image and end ---------------------------------------------------------------------------------------------------
 
 
-def image(series, number, pixels, encoding="bslz4", *, user_data=..., data=..., period=0.001, **changed):
-    """`pixels` of the one threshold, or by the names of several, in the order of the message, or `data` instead."""
+def image(
+    series, number, pixels, encoding="bslz4", *, user_data=..., data=..., period=0.001, data_first=False, **changed
+):
+    """`pixels` of the one threshold, or by the names of several, in the order of the message, or `data` instead;
+    `data_first` before the other keys that tell something of the image, as the alphabet has it."""
     several = pixels if isinstance(pixels, dict) else {"threshold_1": pixels}
     if data is ...:
         data = {name: array(image, encoding) for name, image in several.items()}
@@ -149,6 +152,7 @@ def image(series, number, pixels, encoding="bslz4", *, user_data=..., data=..., 
         "type": "image",
         "series_id": series,
         "series_unique_id": UNIQUE,
+        **({"data": data} if data_first else {}),
         "image_id": number,
         "real_time": [counted - 1, CLOCK],
         "series_date": ARMED,
@@ -158,6 +162,11 @@ def image(series, number, pixels, encoding="bslz4", *, user_data=..., data=..., 
         "data": data,
     }
     return message(values | changed)
+
+
+def said(**more):
+    """What frames have besides their pixels."""
+    return {"series_date": ARMED.value, "series_unique_id": UNIQUE} | more
 
 
 def end(series, **changed):
