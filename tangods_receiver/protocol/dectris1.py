@@ -4,6 +4,7 @@ Shapes on the wire are [width, height]; ours are rows first. Times are nanosecon
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from math import nan
 from types import MappingProxyType
@@ -30,6 +31,7 @@ from tangods_receiver.protocol.checks import (
 DETAILS = ("none", "basic", "all")  # of the header
 ENCODINGS = {  # codec, bytes of a pixel (0: any)
     "<": ("none", 0),
+    ">": ("none", 0),  # documented, not seen: put in order
     "lz4<": ("lz4", 0),
     "bs8-lz4<": ("bslz4", 1),
     "bs16-lz4<": ("bslz4", 2),
@@ -42,6 +44,7 @@ ARRAYS = {  # htype -> name in the file
 }
 BOOLEANS = ("auto_summation", "mask_to_zero", "fast_arm")  # and all that end in _applied: 0 and 1 in API 1.6
 EDGES = "eies"  # trigger mode where each edge ends an image and begins the next: how many come, nobody knows before
+MAX_REMARKS = 10
 NO_EXTRA: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -66,7 +69,7 @@ def decode(parts: Parts) -> Message:
 def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
     """What the detector was configured to is kept under `detector`, what its user says in the appendix beside that."""
     series = _series(head, "start message")
-    config, arrays, at = _walk(head, parts)
+    config, arrays, at, remarks = _walk(head, parts)
     told = _appendix(parts[at]) if at < len(parts) else Appendix()
     unknown = {key: value for key, value in head.items() if key not in ("htype", "series")}
     return SeriesStart(
@@ -77,6 +80,7 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
         metadata={**unknown, **(told.beside(config) if config else told.metadata)},
         arrays=arrays,
         times=True,
+        remarks=tuple(remarks[:MAX_REMARKS]),
     )
 
 
@@ -88,8 +92,8 @@ def with_filename(parts: Parts, filename: str) -> list[Buffer]:
     return [*parts[:at], dumps({key: value for key, value in options.items() if value is not None})]
 
 
-def _walk(head: Mapping[str, Any], parts: Parts) -> tuple[dict[str, Any], dict[str, Array], int]:
-    """Configuration, arrays, and where the appendix is if there is one."""
+def _walk(head: Mapping[str, Any], parts: Parts) -> tuple[dict[str, Any], dict[str, Array], int, list[str]]:
+    """Configuration, arrays, where the appendix is if there is one, and what cannot be read: images do not need it."""
     detail = head.get("header_detail")
     if detail not in DETAILS:
         raise StreamError(f"start message: header_detail is {show(detail)}, known are {', '.join(DETAILS)}")
@@ -98,30 +102,56 @@ def _walk(head: Mapping[str, Any], parts: Parts) -> tuple[dict[str, Any], dict[s
     if detail != "none":
         if len(parts) < 2:
             raise StreamError(f"start message: header_detail is {detail!r}, and there is no configuration")
-        config = _plain_booleans(json_object(parts[1], "start message: configuration"))
-        at = 2
-    arrays, at = _arrays(parts, at)
-    if len(parts) > at + 1:
-        found = show(bytes(memoryview(parts[at])[:60]))
-        raise StreamError(f"start message: part {at} is no array that is known, nor the last part: {found}")
-    return config, arrays, at
+        if _array_head(parts[1]) is None:  # else the configuration is missing
+            config = _plain_booleans(_configuration(parts[1]))
+            at = 2
+    return config, *_arrays(parts, at)
 
 
-def _arrays(parts: Parts, at: int) -> tuple[dict[str, Array], int]:
-    """Flat field, pixel mask and so on, each a part that says what follows and a part of numbers; and how many parts
-    there were up to here. Several of a kind are those of the thresholds."""
-    found: dict[str, list[Array]] = {}
-    while at < len(parts) and (head := _array_head(parts[at])) is not None:
-        if at + 1 == len(parts):
-            raise StreamError(f"start message: {head['htype']} without its data")
+def _configuration(part: Buffer) -> dict[str, Any]:
+    try:
+        return json_object(part, "start message: configuration")
+    except StreamError:
+        try:  # NaN and Infinity, as Python writes them
+            found = json.loads(bytes(part))
+        except (ValueError, RecursionError):
+            found = None
+        if type(found) is not dict:
+            raise
+        return found
+
+
+def _arrays(parts: Parts, at: int) -> tuple[dict[str, Array], int, list[str]]:
+    """Flat field, pixel mask and so on, each a part that says what follows and a part of numbers; where the appendix
+    is, the last part that is neither; and what is left out. Several of a kind are those of the thresholds."""
+    found: dict[str, list[Array | None]] = {}
+    remarks: list[str] = []
+    last = len(parts) - 1
+    while at <= last:
+        head = _array_head(parts[at])
+        if head is None:
+            if at == last:
+                break
+            text = show(bytes(memoryview(parts[at])[:60]))
+            remarks.append(f"part {at} of the start message is no array that is known, nor the last part: {text}")
+            at += 1
+            continue
         if name := ARRAYS.get(head["htype"]):  # others are left out: nobody knows what to do with them
-            found.setdefault(name, []).append(_array(head, parts[at + 1]))
+            of_kind = found.setdefault(name, [])
+            try:
+                if at == last:
+                    raise StreamError("without its data")
+                of_kind.append(_array(head, parts[at + 1]))
+            except StreamError as exc:
+                of_kind.append(None)  # the next is that of the next threshold
+                remarks.append(f"{name} of the start message is not stored: {exc}")
         at += 2
     arrays = {}
     for name, several in found.items():
         for number, array in enumerate(several, 1):
-            arrays[name if len(several) == 1 else f"threshold_{number}/{name}"] = array
-    return arrays, at
+            if array is not None:
+                arrays[name if len(several) == 1 else f"threshold_{number}/{name}"] = array
+    return arrays, at, remarks
 
 
 def _array_head(part: Buffer) -> dict[str, Any] | None:
@@ -136,15 +166,12 @@ def _array_head(part: Buffer) -> dict[str, Any] | None:
 
 
 def _array(head: dict[str, Any], data: Buffer) -> Array:
-    what, shape, dtype = head["htype"], head.get("shape"), head.get("type")
+    shape, dtype = head.get("shape"), head.get("type")
     if type(shape) is not list or not 1 <= len(shape) <= 4 or not all(map(_is_length, shape)):
-        raise StreamError(f"start message: {what}: shape is {show(shape)}, not a list of 1 to 4 whole numbers")
-    try:
-        nbytes = image_bytes(shape, dtype)
-    except StreamError as exc:
-        raise StreamError(f"start message: {what}: {exc}") from None
+        raise StreamError(f"shape is {show(shape)}, not a list of 1 to 4 whole numbers")
+    nbytes = image_bytes(shape, dtype)
     if len(data) != nbytes:
-        raise StreamError(f"start message: {what}: {len(data)} bytes, {nbytes} expected of {shape} {dtype}")
+        raise StreamError(f"{len(data)} bytes, {nbytes} expected of {shape} {dtype}")
     return Array(tuple(reversed(shape)), str(dtype), data)
 
 
@@ -201,8 +228,11 @@ def _frame(head: dict[str, Any], parts: Parts) -> Frame:
         raise StreamError(f"image {number}: size is {show(size)}, the data have {found} bytes")
     if codec != "none":
         check_compressed(number, codec, nbytes, data)
-    elif found != nbytes:
-        check_plain(number, nbytes, found)
+    else:
+        if found != nbytes:
+            check_plain(number, nbytes, found)
+        if about["encoding"] == ">":
+            data = _swapped(data, ITEMSIZE[dtype])
     if len(parts) == 3:
         return Frame(number, shape, dtype, codec, data, 0, None, series)
     timestamp, times, extra = _rest(number, parts)
@@ -281,6 +311,14 @@ def _some_times(number: int, start: Any, stop: Any, real: Any) -> tuple[float | 
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _swapped(data: Buffer, itemsize: int) -> bytearray:
+    """Big-endian numbers as little-endian ones."""
+    sent, out = memoryview(data), bytearray(len(data))
+    for k in range(itemsize):
+        out[k::itemsize] = sent[itemsize - 1 - k :: itemsize]
+    return out
 
 
 def _series(head: dict[str, Any], what: str) -> int:

@@ -278,15 +278,8 @@ def with_data(parts, data):
         (at(START, 0, header_detail=...), "None"),
         (START[:1], "no configuration"),
         ([START[0], b"[]", *START[2:]], "[]"),
-        ([START[0], *START[2:]], "part 2"),
-        (START[:3], "without its data"),
-        ([*START[:3], START[3][:-1], *START[4:]], "335 bytes, 336 expected"),
-        (at(START, 2, shape=[12, 8]), "336 bytes, 384 expected"),
-        (at(START, 2, shape=[]), "[]"),
-        (at(START, 2, shape=[12, -7]), "-7"),
-        (at(START, 2, shape=[1 << 20, 1 << 20]), "more than"),
-        (at(START, 2, type="complex"), "'complex'"),
-        ([*START, b"more"], "part 8"),
+        ([START[0], b"{broken", *START[2:]], "configuration is not JSON"),
+        ([START[0], b"[NaN]", *START[2:]], "configuration is not JSON"),
         ([*START[:-1], b'{"filename": 5}'], "5"),
         ([*START[:-1], b'{"nframes": -5}'], "-5"),
         ([*START[:-1], b'{"nframes": "all"}'], "'all'"),
@@ -296,6 +289,86 @@ def test_what_is_refused_and_what_is_said(parts, found):
     with pytest.raises(StreamError) as caught:
         dectris1.decode(parts)
     assert found in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "parts, left_out, remark",
+    [
+        (START[:3], "flatfield", "flatfield of the start message is not stored: without its data"),
+        ([*START[:3], START[3][:-1], *START[4:]], "flatfield", "335 bytes, 336 expected"),
+        (at(START, 2, shape=[12, 8]), "flatfield", "336 bytes, 384 expected"),
+        (at(START, 2, shape=[]), "flatfield", "[]"),
+        (at(START, 2, shape=[12, -7]), "flatfield", "-7"),
+        (at(START, 2, shape=[1 << 20, 1 << 20]), "flatfield", "more than"),
+        (at(START, 2, type="complex"), "flatfield", "'complex'"),
+        (at(START, 4, type="float16"), "pixel_mask", "pixel_mask of the start message is not stored"),
+        (at(START, 6, shape=[2]), "countrate_correction_table", "32000 bytes, 8 expected"),
+    ],
+)
+def test_an_array_that_cannot_be_read_does_not_lose_the_series(parts, left_out, remark):
+    """The others are kept, and so is the name of the file."""
+    start, whole = dectris1.decode(parts), dectris1.decode(START)
+    assert len(start.remarks) == 1 and remark in start.remarks[0] and len(start.remarks[0]) < 300
+    if len(parts) == len(START):
+        assert start.filename == "a.h5" and {*start.arrays} == {*whole.arrays} - {left_out}
+    assert left_out not in start.arrays and start.metadata["detector"] == whole.metadata["detector"]
+
+
+def test_the_second_threshold_keeps_its_name_when_the_array_of_the_first_is_left_out():
+    parts = dectris.start(1, SHAPE, "all", thresholds=2)
+    parts[3] = parts[3][:-1]
+    start = dectris1.decode(parts)
+    assert "threshold_2/flatfield" in start.arrays and "threshold_1/flatfield" not in start.arrays
+    assert len(start.remarks) == 1
+
+
+@pytest.mark.parametrize("detail", dectris.DETAILS)
+def test_several_appendices(detail):
+    """The last part is the appendix; what is before it, and no array, nobody knows."""
+    more = [b"a remark", b'{"other": 1}', b'{"filename": "z.h5"}']
+    start = dectris1.decode([*dectris.start(1, SHAPE, detail), *more])
+    assert start.filename == "z.h5" and len(start.remarks) == 2 and "a remark" in start.remarks[0]
+    assert len(start.arrays) == (3 if detail == "all" else 0)
+    assert dectris1.decode(dectris1.with_filename([*START[:2], *more], "new.h5")).filename == "new.h5"
+    many = [*dectris.start(1, SHAPE, detail), *[b"x"] * 50, b'{"filename": "z.h5"}']
+    assert dectris1.decode(many).filename == "z.h5" and len(dectris1.decode(many).remarks) == 10
+
+
+def test_no_configuration():
+    """The arrays are found all the same."""
+    start = dectris1.decode([START[0], *START[2:]])
+    assert (start.filename, len(start.arrays), start.nframes, start.remarks) == ("a.h5", 3, None, ())
+    assert "detector" not in start.metadata
+
+
+def test_numbers_that_json_does_not_have():
+    """As Python's json writes them, which makes these messages in the control unit."""
+    config = dectris.configuration(SHAPE) | {"wavelength": float("nan"), "photon_energy": float("inf")}
+    parts = dectris.start(1, SHAPE, appendix={"filename": "a.h5"}, config=config)
+    assert b"NaN" in parts[1] and b"Infinity" in parts[1]
+    start = dectris1.decode(parts)
+    assert start.filename == "a.h5" and np.isnan(start.metadata["detector"]["wavelength"])
+    assert (start.metadata["detector"]["photon_energy"], start.nframes) == (float("inf"), 10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_big_endian_pixels_are_put_in_order(dtype):
+    """Documented, and sent by nothing that is known; packed ones are refused in words."""
+    pixels = picture(3, dtype=dtype)
+    turned = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
+    sent = at(dectris.image(1, 3, pixels, "<", payload=turned), 1, encoding=">")
+    frame = dectris1.decode(sent)
+    assert (frame.dtype, frame.codec, bytes(frame.data)) == (dtype, "none", pixels.tobytes())
+    with pytest.raises(StreamError, match="encoding is 'lz4>', known are"):
+        dectris1.decode(at(dectris.image(1, 3, pixels, "lz4<"), 1, encoding="lz4>"))
+
+
+def test_images_without_any_time_and_at_time_zero():
+    parts = dectris.image(1, 0, picture(0))
+    frame = dectris1.decode([*parts[:3], changed(parts[3], start_time=0, stop_time=0, real_time=0)])
+    assert (frame.timestamp, frame.times) == (0.0, Times(0.0, 0.0)), "zero is a time"
+    frame = dectris1.decode([*parts[:3], b'{"htype":"dconfig-1.0"}'])
+    assert (frame.timestamp, frame.times, frame.extra) == (None, None, {})
 
 
 def test_a_good_layout_that_is_remembered_lets_nothing_else_pass():
