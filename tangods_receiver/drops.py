@@ -22,6 +22,7 @@ class Gaps:
         self._dropped = dropped
         self._begun = begun
         self._series = begun()
+        self._started: int | None = None  # number of the last start
         self._serial: int | None = None  # of the last message; None: the next may be any
         self._number: int | None = None  # of the last frame
         self._unread = 0  # messages since then that came but told no number
@@ -39,6 +40,10 @@ class Gaps:
 
     def _gap_before(self, message: Message) -> int:
         last: int | None
+        if isinstance(message, SeriesStart):
+            again, self._started = message.serial is not None and message.serial == self._started, message.serial
+            if again:  # for those who came late, or had no room for it
+                return 0
         if message.serial is not None:
             last, number = self._serial, message.serial
             self._serial = number

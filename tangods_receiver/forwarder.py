@@ -31,6 +31,7 @@ ATTENTION = 2  # ms between looks at a client that is shaking hands
 DRAIN = 1.0  # s for what still waits when the engine stops
 START_LIMIT = 10.0  # s
 DEPTH = 50  # of nested metadata, where some of it is not JSON; what is deeper is left out
+NICE = 10  # more than the rest of the process: where cores are short, recording comes first
 SLOW = 10.0  # s that recording may wait for a client before the status tells
 
 
@@ -54,6 +55,7 @@ class Port:
         self._waited = 0.0
         # what only the thread writes
         self._sent = self._sent_bytes = self._sent_here = self._peers = self._refused = 0
+        self._passed_by = self._passed_by_before = 0
         self._serial = time.time_ns() // 1000  # no series is taken for one that was sent before a restart
         self._opening: list[bytes] | None = None  # the start message of the series that is going out
         self._series = 0
@@ -102,6 +104,7 @@ class Port:
                 frames=self._sent,
                 bytes=self._sent_bytes,
                 dropped=self._dropped,
+                passed_by=self._passed_by,
                 unheard=self._unheard,
                 left_out=self._left_out,
                 queued=self._outbox.nbytes,
@@ -185,6 +188,8 @@ class Port:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
+        if not self._lossless:
+            _give_way()
         try:
             with zmq.Context(1) as context:
                 outlet = self._outlet(context)
@@ -215,7 +220,7 @@ class Port:
 
     def _turn(self, outlet: Outlet) -> None:
         outlet.look(self._opening)
-        self._refused = outlet.refused
+        self._refused, self._passed_by = outlet.refused, outlet.passed_by
         if self._audience != outlet.audience or self._peers != outlet.peers:
             with self._changed:
                 self._audience, self._peers = outlet.audience, outlet.peers
@@ -285,7 +290,7 @@ class Port:
         if self._opening is None:
             start = item.start
             assert start.series is not None
-            self._series, self._sent_here = start.series, 0
+            self._series, self._sent_here, self._passed_by_before = start.series, 0, outlet.passed_by
             head = stins.encode_start(
                 start.filename,
                 self._serial,
@@ -315,13 +320,20 @@ class Port:
         outlet.give_up()
         self._serial += 1
         self._opening = None
-        level = logging.WARNING if item.dropped else logging.INFO
+        passed_by = outlet.passed_by - self._passed_by_before
         log.log(
-            level,
-            "series %d forwarded to %s: %d frames, %d dropped, %d without a client, %d clients",
+            logging.WARNING if item.dropped or passed_by else logging.INFO,
+            "series %d forwarded to %s: %d frames, %d dropped, %d without a client, %d clients%s",
             *(self._series, self._endpoint, self._sent_here, item.dropped, item.unheard, self._peers),
+            f"; a subscriber was too slow and lost frames, {passed_by} times" if passed_by else "",
         )
         return True
+
+
+def _give_way() -> None:
+    """Linux: of this thread, and of those that libzmq begins in it."""
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
 
 
 class Forwarder:

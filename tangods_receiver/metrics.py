@@ -36,6 +36,7 @@ PORT_COUNTERS: tuple[tuple[str, str, Callable[[PortStats], float]], ...] = (
     ("forwarded_frames", "Frames sent on to clients", lambda p: p.frames),
     ("forwarded_bytes", "Bytes of pixels sent on to clients", lambda p: p.bytes),
     ("forward_dropped_frames", "Frames not sent on because clients were too slow", lambda p: p.dropped),
+    ("forward_passed_by", "Times that a subscriber was too slow and lost frames", lambda p: p.passed_by),
     ("forward_unheard_frames", "Frames not sent on because there was no client", lambda p: p.unheard),
     ("forward_left_out_frames", "Frames not sent on because only each n-th is", lambda p: p.left_out),
     ("forward_waited_seconds", "Time that recording waited for clients (policy lossless)", lambda p: p.waited),

@@ -18,6 +18,7 @@ from tangods_receiver.security import Guard
 HWM = {"push": 8, "pub": 64}  # messages that ZeroMQ holds for each client
 HANDSHAKE = 5.0  # s that a client has to say what it is
 COMING = 0.1  # s that frames wait for a client that is just shaking hands
+PATIENCE = 0.1  # of the time may be waited so: strangers who knock again and again hold nobody up
 GRACE = 0.05  # s that a message waits for subscribers who are behind
 AGAIN = (0.1, 0.3, 1.0)  # s after which a start or end is said again where not everybody may have had room
 BEHIND = 60.0  # s for which somebody who was behind is thought to be so still
@@ -78,6 +79,8 @@ class Outlet:
         self.send = Sender(self._socket).send
         self._shaking: dict[int, float] = {}  # descriptor of a connection -> since when
         self._joined: set[int] = set()
+        self._held, self._held_at = 0.0, 0.0  # s that frames were held up lately, and when that was reckoned
+        self.passed_by = 0  # times that a subscriber had no room, and lost frames
         self._subscriptions = 0
         self._copies = 0  # of a message for all that are still to be sent
         self._since = 0.0  # when a message could not be sent for the first time; 0.0: it could
@@ -149,7 +152,12 @@ class Outlet:
     @property
     def coming(self) -> bool:
         """A client is just shaking hands: a frame sent now could be the first that it gets."""
-        return bool(self._shaking) and not self._publishes and time.monotonic() - max(self._shaking.values()) < COMING
+        if self._publishes or not self._shaking:
+            return False
+        now = time.monotonic()
+        self._held = max(0.0, self._held - PATIENCE * (now - self._held_at))
+        self._held_at = now
+        return self._held < COMING and now - max(self._shaking.values()) < COMING
 
     def look(self, opening: Sequence[bytes] | None) -> None:
         """See who came and who went; who came gets the `opening`."""
@@ -227,6 +235,7 @@ class Outlet:
         if now - self._since < GRACE:
             return False
         self._since, self._behind = 0.0, now
+        self.passed_by += 1
         self._socket.setsockopt(zmq.XPUB_NODROP, 0)
         sent = self.send(head, payload)
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)
@@ -267,7 +276,10 @@ class Outlet:
         self._idle.poll(milliseconds)
 
     def wait_for_clients(self, milliseconds: int) -> None:
+        """While one is `coming`."""
+        begun = time.monotonic()
         self._events.poll(milliseconds)
+        self._held += time.monotonic() - begun
 
     def wait_for_room(self, milliseconds: int) -> None:
         """Or for clients."""

@@ -249,6 +249,7 @@ class LiveStats:
 class PortStats:
     """A forwarding port, since the engine began: `frames` and `bytes` of pixels handed to ZeroMQ, frames `dropped` for
     want of room, `unheard` because no client was there, `left_out` on purpose (`every`); together all that were new.
+    `passed_by` times that a subscriber of PUB had no room and lost frames, which the others got.
     Now: `peers` connected, `queued` bytes that wait. `waited` s that recording waited for it (policy lossless);
     connections that were `refused` (keys, addresses)."""
 
@@ -260,6 +261,7 @@ class PortStats:
     dropped: int = 0
     unheard: int = 0
     left_out: int = 0
+    passed_by: int = 0
     queued: int = 0
     waited: float = 0.0
     refused: int = 0

@@ -72,6 +72,12 @@ def test_message_numbers_count_starts_and_ends_as_well():
     assert dropped([frame(0, 5), SeriesStart("", serial=0), frame(0, 1)]) == [], "started again"
 
 
+def test_a_start_that_is_said_again_is_no_gap():
+    start = SeriesStart("", serial=4)
+    assert dropped([start, frame(0, 5), frame(1, 6), start, frame(2, 7), start, frame(4, 9)]) == [1]
+    assert dropped([start, frame(0, 5), frame(1, 6), SeriesStart("", serial=8), frame(0, 9)]) == [1]
+
+
 def test_a_message_that_cannot_be_read_was_not_dropped():
     assert dropped([frame(1), None, frame(3)]) == []
     assert dropped([frame(1), None, None, frame(7), frame(9)]) == [3, 1]

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext as nobody
 
 import h5py
 import numpy as np
@@ -25,7 +27,7 @@ from tangods_receiver.metrics import families
 from tangods_receiver.outbox import OVERHEAD, Ending, Opening, Outbox
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, Times, stins
 from tangods_receiver.stats import Snapshot
-from tests.receiver.streaming import DATASET, Sender, balanced, image, read, running, wait_closed, wait_opened
+from tests.receiver.streaming import DATASET, Sender, balanced, holds, image, read, running, wait_closed, wait_opened
 from tests.waiting import wait_for
 
 PORT = "tcp://127.0.0.1:0"
@@ -446,11 +448,15 @@ def test_clients_come_and_go(tmp_path):
                 if turn % 3:
                     assert isinstance(client.next(), Frame)
             wait_peers(engine, 0, 0)
+        wait_for(lambda: not any(p.queued for p in engine.snapshot().forward), what="the queues emptied")
+        before = [p.unheard for p in engine.snapshot().forward]
+        sender.frames(range(150, 160))  # each of those who went was noticed
         sender.end()
         s = wait_closed(engine, 1)
-        assert (s.written, s.missing) == (150, 0)
+        assert (s.written, s.missing) == (160, 0)
+        assert [p.unheard for p in s.forward] == [n + 10 for n in before]
         for p in s.forward:
-            assert p.frames + p.dropped + p.unheard == 150
+            assert p.frames + p.dropped + p.unheard == 160
 
 
 def test_who_is_no_zeromq_disturbs_nobody(tmp_path):
@@ -466,6 +472,30 @@ def test_who_is_no_zeromq_disturbs_nobody(tmp_path):
                 sender.frames(range(50))
                 sender.end()
                 assert numbers(client.series()) == list(range(50))
+
+
+def test_strangers_who_knock_all_the_time_hold_nobody_up(tmp_path):
+    """Frames wait while a client shakes hands, so that the start is the first that it gets; but not for ever."""
+    import socket
+
+    with relay(tmp_path) as (sender, engine), Client(engine.forward_endpoints[0]) as client, ExitStack() as stack:
+        wait_peers(engine, 1)
+        address = ("127.0.0.1", int(engine.forward_endpoints[0].rpartition(":")[2]))
+        stop = threading.Event()
+
+        def knock():
+            while not stop.wait(0.02):
+                stack.enter_context(socket.create_connection(address))
+
+        with helper(knock):
+            try:
+                time.sleep(0.2)
+                sender.start("a.h5", 1, nframes=300)
+                sender.frames(range(300))
+                sender.end()
+                assert numbers(client.series(4.0)) == list(range(300))
+            finally:
+                stop.set()
 
 
 # --- slow, stalled and dead clients ----------------------------------------------------------------------------------
@@ -498,6 +528,8 @@ def test_a_client_that_takes_nothing_costs_frames_but_not_the_recording(tmp_path
             assert (s.written, s.missing, s.error) == (count, 0, "") and highest <= limit + 2 * OVERHEAD
             if socket == "push":
                 assert s.forward[0].dropped > 50 and highest > limit / 2
+            else:
+                assert s.forward[0].passed_by >= 1 and s.forward[0].dropped == 0
             start, *frames = client.series() if socket == "push" else client.rest(1.0)
             got = numbers(frames)
             assert isinstance(start, SeriesStart) and got == sorted(set(got)) and 0 < len(got) < count
@@ -505,6 +537,36 @@ def test_a_client_that_takes_nothing_costs_frames_but_not_the_recording(tmp_path
             if socket == "push":
                 assert len(got) == port(engine).frames == count - port(engine).dropped
                 assert frames[-1].nframes == count
+
+
+@pytest.mark.parametrize("socket", ["push", "pub"])
+def test_recording_keeps_its_pace_whatever_a_client_does(tmp_path, socket):
+    """At a pace that the machine can keep: the same rate with a client that takes nothing as with none."""
+    count, step, rates = 200, 0.005, {}
+    picture = image(1, BIG)
+    settings = {"endpoint": PORT, "socket": socket, "queue_bytes": 4 * MB}
+    with relay(tmp_path, settings, hwm_bytes=4 * MB) as (sender, engine):
+        for series, stalled in ((1, False), (2, True)):
+            with (
+                Client(engine.forward_endpoints[0], zmq.SUB if socket == "pub" else zmq.PULL, 2)
+                if stalled
+                else nobody()
+            ):
+                wait_peers(engine, int(stalled))
+                time.sleep(0.1)
+                sender.start(f"{series}.h5", series, nframes=count)
+                wait_opened(engine, series)
+                begun = time.monotonic()
+                for k in range(count):
+                    time.sleep(max(0.0, begun + k * step - time.monotonic()))
+                    sender.frame(k, picture)
+                wait_for(lambda: engine.snapshot().written == count)
+                rates[stalled] = count / (time.monotonic() - begun)
+                sender.end()
+                s = wait_closed(engine, series)
+                assert (s.written, s.missing, s.error) == (count, 0, "")
+        assert s.forward[0].dropped > count / 2 or s.forward[0].passed_by  # it was stalled
+    assert rates[True] >= 0.95 * rates[False], rates
 
 
 def test_a_slow_subscriber_loses_frames_but_neither_end_nor_start(tmp_path):
@@ -580,8 +642,6 @@ def unchanged(look, seconds=0.5):
 
 @contextmanager
 def helper(work, *arguments):
-    import threading
-
     thread = threading.Thread(target=work, args=arguments)
     thread.start()
     try:
@@ -785,6 +845,75 @@ def test_a_receiver_that_was_restarted_begins_a_new_series(tmp_path):
                     sender.end()
                     wait_for(lambda turn=turn: two.snapshot().last_file.endswith(f"{turn}.h5"), what=f"turn {turn}")
                     assert balanced(two).missing == 0
+
+
+@contextmanager
+def receiver(root, endpoint):
+    """As a process of its own, and the file where it tells what it does."""
+    root.mkdir(exist_ok=True)
+    settings, told = root / "receiver.yaml", root / "log"
+    settings.write_text(f"endpoints: {endpoint}\nroot: {root}\nhttp: ''\nend_timeout: 0.3\n")
+    with told.open("ab") as log:
+        child = subprocess.Popen(["tangods-detector", "receive", settings], stderr=log)
+    try:
+        yield child, told
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("same_root", [False, True])
+def test_the_next_receiver_is_killed_and_comes_back(tmp_path, same_root):
+    """The first loses nothing. Restarted, the second takes part in the open series, in another file than that which it
+    left behind (that one is kept, and the series refused, where the name is the same), and has all of the next."""
+    roots = [tmp_path / name for name in ("a", "b", "b" if same_root else "c")]
+    roots[0].mkdir()
+    with relay(roots[0]) as (sender, one):
+        sender.start("1.h5", 1, nframes=60)
+        with receiver(roots[1], one.forward_endpoints[0]) as (child, _):
+            wait_for(lambda: port(one).peers == 1, 30, "connected")
+            sender.frames(range(20))
+            wait_for(lambda: (roots[1] / "1.h5").exists(), what="the file")
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            wait_peers(one, 0)
+        left = (roots[1] / "1.h5").read_bytes()
+        sender.frames(range(20, 40))
+        with receiver(roots[2], one.forward_endpoints[0]) as (_, told):
+            wait_for(lambda: port(one).peers == 1, 30, "connected again")
+            sender.frames(range(40, 60))
+            sender.end()
+            s = wait_closed(one, 1)
+            assert (s.written, s.missing, s.error) == (60, 0, "")
+            if same_root:
+                wait_for(lambda: "exists" in told.read_text(), what="refused")
+            else:
+                wait_for(lambda: "series 1 closed" in told.read_text(), what="closed")
+            sender.start("2.h5", 2, nframes=60)
+            sender.frames(range(60))
+            sender.end()
+            wait_closed(one, 2)
+            wait_for(lambda: "series 2 closed" in told.read_text(), what="the next series")
+    assert holds(roots[0] / "1.h5", range(60)) and same(roots[0] / "2.h5", roots[2] / "2.h5")
+    assert (roots[1] / "1.h5").read_bytes() == left
+    if not same_root:
+        assert holds(roots[2] / "1.h5", range(40, 60))
+
+
+def test_pixel_work_is_done_once_in_a_row(tmp_path):
+    roots = [tmp_path / name for name in ("a", "b")]
+    for root in roots:
+        root.mkdir()
+    steps = [{"rotate": 90}, "bslz4"]
+    with relay(roots[0], transforms=steps) as (sender, one), running(roots[1], one.forward_endpoints[0]) as two:
+        wait_peers(one, 1)
+        sender.start("a.h5", 1, nframes=3, shape=(6, 10), dtype="uint16", codec="none", metadata={"rotate": 90})
+        sender.frames(range(3))
+        sender.end()
+        wait_closed(one, 1)
+        wait_closed(two, 1)
+    for root in roots:
+        assert (read(root / "a.h5")[0] == [np.rot90(image(k)) for k in range(3)]).all()
 
 
 # --- settings, counters, faults --------------------------------------------------------------------------------------
