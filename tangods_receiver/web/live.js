@@ -212,6 +212,7 @@
     drawn = drawn.filter((then) => now - then < 3000);
     by("nothing").hidden = true;
     showAbout();
+    showAge();
   }
 
   function findRange() {
@@ -279,6 +280,8 @@
     if (canvas.width !== width || canvas.height !== height) {
       canvas.width = width;
       canvas.height = height;
+      canvas.style.width = `${width / ratio}px`; // one pixel of it is one of the screen
+      canvas.style.height = `${height / ratio}px`;
     }
     context.fillStyle = getComputedStyle(stage).backgroundColor;
     context.fillRect(0, 0, width, height);
@@ -289,14 +292,24 @@
     const [rows, columns] = header.shape.map((n) => n * header.factor);
     context.imageSmoothingEnabled = scale * header.factor < 1;
     context.imageSmoothingQuality = "medium";
-    context.drawImage(sheet.canvas, (column - view.column) * scale, (row - view.row) * scale, columns * scale, rows * scale);
+    const [left, top] = begin(ratio);
+    context.drawImage(sheet.canvas, column * scale - left, row * scale - top, columns * scale, rows * scale);
+    context.save();
+    context.translate(-left, -top);
     drawRegions(scale, ratio);
     drawCursor(scale, ratio);
+    context.restore();
+  }
+
+  // where the canvas begins, counted from the image's first pixel in whole pixels of the screen: between two of them it
+  // would depend on rounding which pixel of the detector is drawn
+  function begin(ratio) {
+    return [Math.round(view.column * view.scale * ratio), Math.round(view.row * view.scale * ratio)];
   }
 
   function drawRegions(scale, ratio) {
     for (const roi of (status && status.live && status.live.rois) || []) {
-      const [x, y] = [(roi.x - view.column) * scale, (roi.y - view.row) * scale];
+      const [x, y] = [roi.x * scale, roi.y * scale];
       context.lineWidth = 3 * ratio;
       context.strokeStyle = "rgb(0 0 0 / .6)";
       context.strokeRect(x, y, roi.width * scale, roi.height * scale);
@@ -315,7 +328,7 @@
   function drawCursor(scale, ratio) {
     if (!cursor || !cursorKeys) return;
     const side = Math.max(scale, 9 * ratio);
-    const [x, y] = [(cursor.column + 0.5 - view.column) * scale, (cursor.row + 0.5 - view.row) * scale];
+    const [x, y] = [(cursor.column + 0.5) * scale, (cursor.row + 0.5) * scale];
     for (const [width, style] of [[4, "rgb(0 0 0 / .8)"], [1.5, "#fff"]]) {
       context.lineWidth = width * ratio;
       context.strokeStyle = style;
@@ -408,7 +421,9 @@
   // --- the pixel under the cursor ------------------------------------------------------------------------------------
 
   function pixelAt(x, y) {
-    const [row, column] = [Math.floor(view.row + y / view.scale), Math.floor(view.column + x / view.scale)];
+    const ratio = window.devicePixelRatio || 1;
+    const [left, top] = begin(ratio);
+    const [row, column] = [y * ratio + top, x * ratio + left].map((place) => Math.floor(place / (view.scale * ratio)));
     return full && row >= 0 && column >= 0 && row < full[0] && column < full[1] ? { row, column } : null;
   }
 
@@ -494,13 +509,13 @@
     by("series-title").textContent = said.series ? `Series ${said.series}` : "Series";
     for (const key of ["received", "written", "missing"]) by(key).textContent = count(said[key]);
     by("missing").className = said.missing ? "lost" : "";
-    by("expected").textContent = said.expected === null ? "not told" : count(said.expected);
+    by("expected").textContent = said.expected === null ? (said.series ? "not told" : "–") : count(said.expected);
     const part = said.expected ? Math.min(1, said.written / said.expected) : null;
     by("progress").hidden = part === null;
     by("progress").value = part || 0;
-    by("percent").textContent = part === null ? "not known" : `${Math.floor(100 * part)} %`;
+    by("percent").textContent = part === null ? (said.series ? "not known" : "") : `${Math.floor(100 * part)} %`;
     by("file-title").textContent = said.file ? "File, being written" : "Last file";
-    by("file").textContent = said.file || said.last_file || "none";
+    showPath(said.file || said.last_file || "none");
     const losses = said.lost || [];
     by("losses").hidden = !losses.length;
     by("losses").replaceChildren(...losses.map((loss) => item(`${count(loss.count)} ${loss.kind}: ${loss.sentence}`)));
@@ -511,6 +526,14 @@
     drawPlot();
     showRegions((said.live && said.live.rois) || []);
     if (!before || before.closed !== said.closed || (before.file && !said.file) || (before.state === "running") !== (said.state === "running")) fetchSeries();
+  }
+
+  let path = "";
+  function showPath(text) {
+    if (text === path) return; // somebody may be copying it
+    path = text;
+    const parts = text.split(/(?<=\/)/).flatMap((part) => [part, document.createElement("wbr")]);
+    by("file").replaceChildren(...parts);
   }
 
   function item(text) {
@@ -642,6 +665,11 @@
     const pace = drawn.length > 1 ? ((drawn.length - 1) * 1000) / (now - drawn[0]) : 0;
     by("pace").textContent = `${pace.toFixed(1)} /s`;
     if (goneSince === null && statusAt && now - statusAt > 5000 && socket && socket.readyState === WebSocket.OPEN) socket.close();
+    showAge();
+  }
+
+  function showAge() {
+    const now = performance.now();
     const badge = by("badge");
     badge.hidden = !picture;
     if (!picture) return;
@@ -745,9 +773,13 @@
   function listenToPointers() {
     const fingers = new Map();
     let gap = 0;
+    const middleOf = (place, edge) => { // of the screen's pixel that is pointed at; canvases are drawn on whole ones
+      const ratio = window.devicePixelRatio || 1;
+      return (Math.floor(place * ratio - Math.round(edge * ratio)) + 0.5) / ratio;
+    };
     const place = (event) => {
       const box = canvas.getBoundingClientRect();
-      return { x: event.clientX - box.left, y: event.clientY - box.top };
+      return { x: middleOf(event.clientX, box.left), y: middleOf(event.clientY, box.top) };
     };
     const middle = () => {
       const [a, b] = [...fingers.values()];
