@@ -61,6 +61,11 @@ def test_all_mistakes_in_one_message(tmp_path):
         ("http", "8000"),
         ("http", "localhost:99999"),
         ("forward", "tcp://*:99980"),
+        ("forward", "9998"),
+        ("forward", [{"endpoint": "tcp://*:1", "policy": "best"}]),
+        ("forward", ["tcp://*:1", "endpoint: tcp://*:2, every: 0"]),
+        ("forward", [{"socket": "pub"}]),
+        ("forward", ["tcp://*:1", "tcp://*:1"]),
         ("hwm_bytes", 10),
         ("end_timeout", -1),
         ("end_timeout", float("nan")),
@@ -80,6 +85,17 @@ def test_good_values(tmp_path):
     c = config.make({"endpoints": ["tcp://127.0.0.1:9999", "tcp://b.c-d:1"], "root": tmp_path} | values)
     assert (c.http, c.dataset, c.workers) == ("", "entry/data", 4)
     assert config.make({"endpoints": "tcp://a:1", "root": tmp_path, "http": "[::1]:0"}).http == "[::1]:0"
+
+
+def test_forwarding_ports(tmp_path):
+    given = ["tcp://*:9998", {"endpoint": "tcp://127.0.0.1:0", "socket": "pub", "every": 10}]
+    c = config.make({"endpoints": ["tcp://a:1"], "root": tmp_path, "forward": given})
+    assert [(p.endpoint, p.socket, p.policy, p.every) for p in c.forward] == [
+        ("tcp://*:9998", "push", "drop", 1),
+        ("tcp://127.0.0.1:0", "pub", "drop", 10),
+    ]
+    assert [p.address for p in c.forward] == ["tcp://*:9998", "tcp://127.0.0.1:*"]
+    assert config.make({"endpoints": "tcp://a:1", "root": tmp_path, "forward": ""}).forward == ()
 
 
 def test_yaml(tmp_path):

@@ -6,7 +6,7 @@ import socket
 import stat
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
@@ -836,6 +836,42 @@ def test_receivers_in_a_chain(keys, tmp_path, caplog, often, kind):
     assert is_right(first / "2.h5") and is_right(second / "1.h5") and is_right(second / "2.h5")
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 2  # one on each side
+
+
+@pytest.mark.parametrize("kind", [zmq.PULL, zmq.SUB])
+def test_who_has_no_right_key_gets_nothing_of_what_is_sent_on(keys, tmp_path, caplog, kind):
+    """A wrong key, none at all, and one for another server: each is counted, told once, and costs no frame."""
+    port = {"endpoint": "tcp://127.0.0.1:0", "socket": "pub" if kind == zmq.SUB else "push"}
+    guard = {"curve_key": keys.sender_s, "curve_clients": str(keys.clients)}
+    with ExitStack() as stack:
+        sender = stack.enter_context(Sender())
+        engine = stack.enter_context(running(tmp_path, sender.endpoint, forward=[port], **guard))
+        context = stack.enter_context(zmq.Context())
+        wrong = [credentials(keys, "stranger"), None, credentials(keys, server="stranger")]
+        clients = []
+        for theirs in (credentials(keys), *wrong):
+            client = stack.enter_context(context.socket(kind))
+            client.linger = 0
+            if kind == zmq.SUB:
+                client.subscribe(b"")
+            if theirs:
+                security.secure_client(client, theirs)
+            client.connect(engine.forward_endpoints[0])
+            clients.append(client)
+        wait_for(lambda: engine.snapshot().peers_refused >= 3, what="refused")
+        wait_for(lambda: engine.snapshot().forward[0].peers == 1, what="let in")
+        time.sleep(0.1)  # for the subscription
+        sender.start("a.h5", 1, nframes=FRAMES)
+        sender.frames(range(FRAMES))
+        sender.end()
+        now = wait_closed(engine, 1)
+        assert (now.written, now.missing, now.error) == (FRAMES, 0, "") and now.forward[0].frames == FRAMES
+        told = [clients[0].recv_multipart() for _ in range(FRAMES + 2) if clients[0].poll(5000)]
+        assert [parts[1] for parts in told[1:-1]] == [image(k).tobytes() for k in range(FRAMES)]
+        assert not any(client.poll(100) for client in clients[1:])
+    assert is_right(tmp_path / "a.h5")
+    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(warnings) == 1 and ("refused" in warnings[0] or "left in" in warnings[0])  # the others within a minute
 
 
 def test_the_forwarding_port_keeps_to_its_addresses(tmp_path):
