@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from itertools import count
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,7 @@ from tangods_receiver.device import series_to_begin
 from tangods_receiver.engine import Engine
 from tangods_receiver.errors import ConfigError, StreamError, WriteError
 from tangods_receiver.protocol import Frame, array1
+from tests.receiver import disturbed
 from tests.receiver.senders import Array1, subscribed, total
 from tests.receiver.streaming import DATASET, SHAPE, balanced, holds, image, read, running, wait_closed
 from tests.waiting import wait_for
@@ -196,6 +198,30 @@ def test_repeated_shuffled_and_older_frames(tmp_path, sender):
         assert (s.written, s.repeated, s.foreign, s.missing) == (6, 1, 1, 0)
         assert any("older than the first" in loss.sentence for loss in s.lost)
     assert holds(tmp_path / "a.h5", range(6))
+
+
+def test_whatever_happens_to_images_on_their_way(tmp_path):
+    """Those that came whole are in the file, each in its place and once; all are counted. The first one comes first."""
+    ids, sent = count(1), []
+
+    def series(steps):
+        number = next(ids)
+        steps = [disturbed.Step(0), *steps]
+        expected = disturbed.outcome(steps)
+        engine.begin(f"{number}.h5", disturbed.COUNT)
+        for k, percent in steps:
+            sender.parts(disturbed.cut(Array1.message(1000 * number + k, image(k)), percent))
+        sent.extend(steps)
+        wait_for(lambda: total(engine) == len(sent))  # also what comes when all are there
+        engine.stop()
+        s = wait_closed(engine, number)
+        assert s.written == len(expected.kept) and s.missing == disturbed.COUNT - len(expected.kept)
+        if len(expected.kept) < disturbed.COUNT:  # else it may be over before the last of them
+            assert (s.repeated, s.rejected) == (expected.repeated, expected.refused)
+        assert holds(tmp_path / f"{number}.h5", expected.kept, disturbed.COUNT)
+
+    with Array1(zmq.PUSH) as sender, running(tmp_path, sender.endpoint, protocol="array1") as engine:
+        disturbed.few(given(disturbed.shuffled)(series))()
 
 
 def test_several_senders_are_modules_of_one_image(tmp_path):

@@ -4,7 +4,9 @@ import json
 import os
 import random
 import struct
+import subprocess
 import time
+from itertools import count
 from pathlib import Path
 
 import h5py
@@ -16,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tangods_detector.replay import open_recording, replay
+from tangods_receiver import codecs
 from tangods_receiver.errors import StreamError
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, Times, dectris1, recording
 from tangods_receiver.protocol.__main__ import describe
 from tangods_receiver.protocol.checks import ITEMSIZE
 from tangods_receiver.recovery import check
 from tangods_receiver.seriesfile import SeriesFile
-from tests.receiver import dectris
+from tests.receiver import dectris, disturbed
 from tests.receiver.streaming import DATASET, Sender, balanced, read, running, wait_closed, wait_opened
 from tests.waiting import wait_for
 
@@ -578,6 +581,28 @@ def test_messages_that_are_cut_or_damaged(tmp_path, sender, engine):
     holds(tmp_path / "a.h5", set(range(20)) - {3, 4, 7, 9, 11, 12}, 20)
 
 
+@pytest.mark.parametrize("encoding", dectris.ENCODINGS)
+def test_whatever_happens_to_images_on_their_way(tmp_path, sender, encoding):
+    """Those that came whole are in the file, each in its place and once; all are counted."""
+    ids = count(1)
+
+    def series(steps):
+        number = next(ids)
+        sender.parts(dectris.start(number, SHAPE, "basic", {"filename": f"{number}.h5"}, nimages=disturbed.COUNT))
+        for k, percent in steps:
+            whole = dectris.image(number, k, picture(k), encoding)
+            sender.parts([*whole[:2], *disturbed.cut(whole[2:3], percent), *whole[3:]])
+        sender.parts(dectris.end(number))
+        s, expected = wait_closed(engine, number), disturbed.outcome(steps)
+        assert (s.written, s.repeated, s.rejected) == (len(expected.kept), expected.repeated, expected.refused)
+        assert s.missing == disturbed.COUNT - len(expected.kept)
+        if expected.kept:
+            holds(tmp_path / f"{number}.h5", expected.kept, disturbed.COUNT)
+
+    with running(tmp_path, sender.endpoint, protocol="dectris1", end_timeout=0.1) as engine:
+        disturbed.few(given(disturbed.shuffled)(series))()
+
+
 def test_no_end_message(tmp_path, sender):
     """As when the detector is switched off: the time limit closes the file with what came."""
     with running(tmp_path, sender.endpoint, protocol="dectris1", stall_timeout=0.4) as engine:
@@ -718,8 +743,9 @@ def test_a_real_series(tmp_path):
         assert detector["frames_received"][()] == 9 and detector["frames_missing"][()].tolist() == [[9, 99_999]]
         for number, parts in enumerate(messages[1:]):
             assert images.id.read_direct_chunk((number, 0, 0))[1] == parts[2]
-            plain = decompress(parts[2], "bslz4", elem_size=4)
-            assert np.array_equal(images[number], np.frombuffer(plain, "<u4").reshape(1065, 1030))
+            plain = np.frombuffer(decompress(parts[2], "bslz4", elem_size=4), "<u4").reshape(1065, 1030)
+            assert np.array_equal(images[number], plain), "as HDF5's filter unpacks it"
+            assert np.array_equal(codecs.decompress("bslz4", parts[2], (1065, 1030), "uint32"), plain), "as we do"
             clock = json.loads(parts[3])
             assert detector["timestamp"][number] == clock["start_time"] / 1e9
             assert detector["stop_time"][number] == clock["stop_time"] / 1e9
@@ -737,6 +763,26 @@ def test_a_real_series(tmp_path):
         assert masked[514:551].all() and (images[0][masked] == 2**32 - 1).all()
         assert detector["count_time"][()] == 0.9999999
         assert detector["detector_number"].asstr()[()] == "E-02-0153"
+
+
+@real
+def test_a_real_series_by_the_command_line(tmp_path):
+    """As the page says: replayed to a receiver, then checked."""
+    with Sender() as spare:
+        endpoint = spare.endpoint
+    replayed = ["tangods-detector", "replay", str(REAL), "--endpoint", endpoint, "--filename", "sub.h5"]
+    with running(tmp_path, endpoint, protocol="dectris1", workers=2, stall_timeout=1.0) as engine:
+        done = subprocess.run(replayed, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "10 messages sent" in done.stdout, done.stderr
+        s = wait_closed(engine, 14)
+        assert (s.written, s.missing, s.rejected, s.foreign, s.state) == (9, 99_991, 0, 0, "error")
+        assert "nothing came for 1 s" in s.error
+    checked = ["tangods-detector", "check", str(tmp_path / "sub.h5")]
+    done = subprocess.run(checked, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "9" in done.stdout, done.stdout + done.stderr
+    with h5py.File(tmp_path / "sub.h5") as file:
+        for number, parts in enumerate(list(recording.read(REAL))[1:]):
+            assert file[DATASET].id.read_direct_chunk((number, 0, 0))[1] == parts[2]
 
 
 @real

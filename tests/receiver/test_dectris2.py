@@ -4,6 +4,7 @@ import random
 import re
 import struct
 from collections import Counter
+from itertools import count
 
 import cbor2
 import h5py
@@ -20,6 +21,7 @@ from tangods_receiver.protocol.__main__ import describe
 from tangods_receiver.protocol.dectris2 import decode
 from tangods_receiver.recovery import check
 from tests.receiver import dectris2_messages as v2
+from tests.receiver import disturbed
 from tests.receiver.dectris2_messages import THRESHOLDS
 from tests.receiver.streaming import DATASET, Sender, running, wait_closed, wait_opened
 from tests.waiting import wait_for
@@ -855,6 +857,26 @@ def test_shuffled_lost_and_repeated(tmp_path, unit, channels, apart):
             for k, name in enumerate(THRESHOLDS[:channels] if channels > 1 else ["data"]):
                 data = file[f"{GROUP}/{name}"][()]
                 assert all((data[n] == (image(n, k) if n in kept else 0)).all() for n in range(20))
+
+
+@pytest.mark.parametrize(("channels", "encoding"), [(1, "bslz4"), (2, "lz4"), (3, "none")])
+def test_whatever_happens_to_images_on_their_way(tmp_path, unit, channels, encoding):
+    """Those that came whole are in the file, each in its place and once; all are counted."""
+    ids = count(1)
+
+    def series(steps):
+        number = next(ids)
+        sent = [disturbed.cut(messages([k], channels, number, encoding)[0], percent) for k, percent in steps]
+        unit.take(f"{number}.h5", sent, number, channels=channels, nimages=disturbed.COUNT)
+        s, expected = wait_closed(engine, number), disturbed.outcome(steps)
+        written, repeated = len(expected.kept) * channels, expected.repeated * channels
+        assert (s.written, s.repeated, s.rejected) == (written, repeated, expected.refused)
+        assert s.missing == disturbed.COUNT - len(expected.kept)
+        if expected.kept:
+            assert holds(tmp_path / f"{number}.h5", expected.kept, channels, length=disturbed.COUNT)
+
+    with running(tmp_path, unit.endpoint, protocol="dectris2", end_timeout=0.1) as engine:
+        disturbed.few(given(disturbed.shuffled)(series))()
 
 
 def test_cut_messages_are_refused_and_the_others_stored(tmp_path, unit):

@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+from itertools import count
 
 import h5py
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tangods_receiver.errors import StreamError
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, slsdet
+from tests.receiver import disturbed
 from tests.receiver.senders import SlsPort, subscribed
 from tests.receiver.streaming import DATASET, SHAPE, balanced, image, read, running, wait_closed
 from tests.waiting import wait_for
@@ -533,6 +535,51 @@ def test_modules_of_an_image(tmp_path, workers):
                 assert (whole[number] == np.block([parts[:2], parts[2:]])).all()
                 good = not any((number, k) in lost | torn for k in range(4))
                 assert (status[number] == 1) == good, number
+
+
+def test_whatever_happens_to_frames_on_their_way(tmp_path):
+    """Of two ports, whose messages come in any order of the ports: modules that came whole are in the file, each in its
+    place and once; what a port calls incomplete, or one did not bring, is marked."""
+    ids = count(1)
+    torn = st.sets(st.tuples(st.integers(0, 1), st.integers(0, disturbed.COUNT - 1)), max_size=4)
+
+    def series(steps, order, torn):
+        number = next(ids)
+        first = disturbed.COUNT * number
+        for port in ports:
+            port.acquire(fname=str(tmp_path / "run"), fileIndex=number, addJsonHeader={"nframes": str(disturbed.COUNT)})
+        todo = [[disturbed.Step(0), *steps[0]], list(steps[1])]
+        expected = [disturbed.outcome(todo[k]) for k in (0, 1)]
+        turns = [0] + order + [k for k in (0, 1) for _ in todo[k]]
+        for turn, k in enumerate(turns):
+            if todo[k]:
+                step = todo[k].pop(0)
+                header = ports[k].header(first + step.number, completeImage=int((k, step.number) not in torn))
+                pixels = disturbed.cut([image(step.number + 100 * k).tobytes()], step.percent)
+                ports[k].parts([json.dumps(header).encode(), *pixels])
+            if turn == 0:
+                wait_for(lambda: engine.snapshot().opened == number)
+        for port in ports:
+            port.end()
+        s = wait_closed(engine, number)
+        whole = expected[0].kept & expected[1].kept
+        assert s.written == sum(len(e.kept) for e in expected) and s.missing == disturbed.COUNT - len(whole)
+        if len(whole) < disturbed.COUNT:  # else it is over when all are there
+            assert s.repeated == sum(e.repeated for e in expected) and s.rejected == sum(e.refused for e in expected)
+        data, books = read(tmp_path / f"run_{number}.h5")
+        for n in range(disturbed.COUNT):
+            for k in (0, 1):
+                assert (data[n, k] == (image(n + 100 * k) if n in expected[k].kept else 0)).all(), (n, k)
+            came = [n in e.kept for e in expected]
+            good = all(came) and not any((k, n) in torn for k in (0, 1))
+            assert books["frame_status"][n] == (1 if good else 2 if any(came) else 0), n
+
+    with SlsPort(0, 0, (1, 2)) as a, SlsPort(1, 0, (1, 2)) as b:
+        ports = [a, b]
+        with listening(tmp_path, *ports, end_timeout=0.5) as engine:
+            heard(engine, *ports)
+            both = st.tuples(disturbed.in_order, disturbed.in_order)
+            disturbed.few(given(both, st.lists(st.integers(0, 1), max_size=30), torn)(series))()
 
 
 def test_software_of_the_detector_that_is_started_again(tmp_path):

@@ -2,6 +2,7 @@
 
 import random
 import zlib
+from itertools import count as counted
 
 import h5py
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from tangods_receiver import config
 from tangods_receiver.errors import ConfigError, StreamError
 from tangods_receiver.protocol import Frame, Images, xspd
-from tests.receiver.senders import Xspd, subscribed
+from tests.receiver import disturbed
+from tests.receiver.senders import Xspd, subscribed, total
 from tests.receiver.streaming import DATASET, SHAPE, balanced, holds, image, read, running, wait_closed
 from tests.waiting import wait_for
 
@@ -273,6 +275,43 @@ def test_a_change_of_depth_is_another_series(tmp_path, sender):
         wait_for(lambda: engine.snapshot().rejected == 1)
         assert "6 x 10 uint32 none, the series has 6 x 10 uint16" in engine.snapshot().error
     assert read(tmp_path / "2.h5")[0].dtype == "uint32"
+
+
+def test_whatever_happens_to_frames_on_their_way(tmp_path):
+    """Of two ports, whose messages come in any order of the ports: modules that came whole are in the file, each in its
+    place. (None comes twice: a number that is the same again would be 256 frames later.)"""
+    ids, sent = counted(1), []
+
+    def series(lost, broken, order):
+        number = next(ids)
+        engine.begin(f"{number}.h5", disturbed.COUNT)
+        todo = [[n for n in range(disturbed.COUNT) if (k, n) not in lost or (k, n) == (0, 0)] for k in (0, 1)]
+        broken -= {(0, 0)}
+        kept = [[n for n in numbers if (k, n) not in broken] for k, numbers in enumerate(todo)]
+        for k in [0] + order + [k for k in (0, 1) for _ in range(disturbed.COUNT)]:
+            if todo[k]:
+                n = todo[k].pop(0)
+                whole = Xspd.message(n + 1, image(n + 100 * k))
+                senders[k].parts(disturbed.cut(whole, 40) if (k, n) in broken else whole)
+                sent.append(n)
+                if n == k == 0:
+                    wait_for(lambda: engine.snapshot().written == 1)
+        wait_for(lambda: total(engine) == before + len(sent))
+        engine.stop()
+        s = wait_closed(engine, number)
+        assert s.written == sum(map(len, kept)) and s.missing == disturbed.COUNT - len({*kept[0]} & {*kept[1]})
+        data, _ = read(tmp_path / f"{number}.h5")
+        for n in range(disturbed.COUNT):
+            for k in (0, 1):
+                assert (data[n, k] == (image(n + 100 * k) if n in kept[k] else 0)).all(), (n, k)
+
+    places = st.sets(st.tuples(st.integers(0, 1), st.integers(0, disturbed.COUNT - 1)), max_size=8)
+    with Xspd() as a, Xspd() as b:
+        senders = [a, b]
+        with listening(tmp_path, *senders) as engine:
+            heard(engine, *senders)
+            before = total(engine)
+            disturbed.few(given(places, places, st.lists(st.integers(0, 1), max_size=30))(series))()
 
 
 @pytest.mark.parametrize("workers", [1, 4])
