@@ -45,6 +45,7 @@ START_LIMIT = 10.0  # s, importing and binding on a busy machine included
 PICTURES = 4  # images decoded at a time: each takes several times its size in memory
 PICTURE_WAIT = 1.0  # s for a turn
 NEW_WAIT = 0.02  # s between looks for a new image
+STALLED = 30.0  # s that a peer may read nothing of what waits for it
 STOP_LIMIT = 0.5  # s that open connections have to end by themselves
 WISH_BYTES = 4096  # of a viewer's message
 WEB = Path(__file__).parent / "web"
@@ -548,6 +549,8 @@ def _bind(address: str) -> socket.socket:
     host = host.strip("[]")
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # accepted sockets inherit it; else an image that nobody reads stays in memory as long as the peer likes
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STALLED))
     try:
         sock.bind((host, int(port)))
     except OSError as exc:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import socket
 import threading
 import time
 
@@ -12,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tangods_receiver import viewers
+from tangods_receiver import http, viewers
 from tangods_receiver.errors import ConfigError
 from tangods_receiver.http import HttpServer
 from tangods_receiver.protocol import SeriesStart
@@ -318,6 +319,75 @@ def test_a_message_that_is_too_long_ends_the_connection(server):
         with pytest.raises(ConnectionClosed):
             while True:
                 client.socket.recv(5)
+
+
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def text(**values):
+    """A WebSocket message of a client, masked with zeros; up to 125 bytes."""
+    payload = json.dumps(values).encode()
+    return bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+@contextlib.contextmanager
+def deaf(server):
+    """A viewer that says what it likes and reads nothing but the handshake."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(10)
+        sock.connect(("127.0.0.1", server.port))
+        sock.sendall(UPGRADE)
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += sock.recv(1)
+        assert answer.startswith(b"HTTP/1.1 101")
+        yield sock
+
+
+def waiting(server):
+    """Bytes that wait in memory for each connection."""
+    return [connection.transport.get_write_buffer_size() for connection in server._server.server_state.connections]
+
+
+BIG = np.random.default_rng(1).integers(0, 9, (3000, 3000)).astype(np.uint32)
+
+
+def test_for_a_viewer_that_reads_nothing_one_picture_waits_however_much_it_says(engine, server):
+    with deaf(server) as sock:
+        engine.put(shot(1, BIG))
+        sock.sendall(text(size=[3000, 3000]))
+        wait_for(lambda: waiting(server)[0] > BIG.nbytes / 2)
+        sock.settimeout(0.05)
+        with contextlib.suppress(TimeoutError):  # nobody reads that any more
+            for number in range(2, 20_000):
+                if number % 1000 == 2:
+                    engine.put(shot(number, BIG))
+                sock.sendall(text(shown=number % 50, pixel=[1, 1]))
+        time.sleep(1.2)  # status twice
+        assert waiting(server)[0] < BIG.nbytes + 100_000
+        assert httpx.get(f"http://127.0.0.1:{server.port}/status").status_code == 200
+
+
+def test_who_reads_nothing_for_long_is_cut_off_and_what_waited_for_him_is_gone(engine, monkeypatch):
+    monkeypatch.setattr(http, "STALLED", 1.0)
+    engine.put(shot(1, BIG))
+    get = b"GET /last_frame HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with HttpServer(engine, "127.0.0.1:0") as server:
+        with deaf(server) as one, deaf(server) as two, socket.socket() as page:
+            one.sendall(text(size=[3000, 3000]))
+            two.sendall(text(size=[3000, 3000]))
+            page.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            page.connect(("127.0.0.1", server.port))
+            page.sendall(get)
+            wait_for(lambda: sum(size > BIG.nbytes / 2 for size in waiting(server)) == 3)
+            wait_for(lambda: waiting(server) == [], timeout=20)
+        with viewer(server) as client:  # its place is free
+            client.say()
+            assert client.picture()[0]["number"] == 1
 
 
 def test_more_viewers_than_there_is_room_for(server, monkeypatch):
