@@ -390,7 +390,9 @@ class Acquisition:
             live=live,
             overwrite=overwrite,
         )
-        self._course = Course(self, series, self._backend, self._receiver, self._limits, self._trigger_timeout)
+        self._course = Course(
+            self, series, self._backend, self._receiver, self._limits, self._trigger_timeout, receiver
+        )
         counters = dict(acquired=0, received=0, written=0, missing=0, rate=0.0)
         self.enter(
             Event.ARM,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from tangods_detector.hw.base import Backend, Phase
@@ -51,9 +52,11 @@ class Course:
         receiver: Receiver | None,
         limits: Limits,
         trigger_timeout: float,
+        before: stats.Snapshot,
     ) -> None:
+        """`before`: what the receiver had done until now; ids of series may come again, its counts do not."""
         self._desk, self._series, self._backend, self._receiver = desk, series, backend, receiver
-        self._limits, self._trigger_timeout = limits, trigger_timeout
+        self._limits, self._trigger_timeout, self._before = limits, trigger_timeout, before
         self._name, self._who = f"series {series.id}", f"receiver {receiver.name if receiver else ''}"
         self._wish = ""
         self._interruptible = False
@@ -112,7 +115,10 @@ class Course:
         self._interruptible = True
         try:
             self._heed()
-            self._backend.arm(self._series)
+            number = self._backend.arm(self._series)
+            if number is not None:
+                self._series, self._name = replace(self._series, id=number), f"series {number}"
+                self._desk.publish(series=number)
         finally:
             with self._interrupting:
                 self._interruptible = False
@@ -137,7 +143,7 @@ class Course:
         deadline = time.monotonic() + self._limits.opened
         while True:
             receiver = self._look_at_receiver(deadline)
-            if receiver and receiver.opened >= self._series.id:
+            if receiver and self._is_opened(receiver):
                 return
             if receiver and receiver.state == "error":
                 raise ReceiverError(f"{self._who}: {receiver.error}")
@@ -148,6 +154,13 @@ class Course:
                 )
             self._desk.serve(0.003)
             self._heed()
+
+    def _is_opened(self, receiver: stats.Snapshot) -> bool:
+        """This series, and no earlier one of its id; it may be closed again."""
+        return receiver.openings > self._before.openings and receiver.opened == self._series.id
+
+    def _is_closed(self, receiver: stats.Snapshot) -> bool:
+        return receiver.closings > self._before.closings and receiver.closed == self._series.id
 
     def _look_at_receiver(self, deadline: float) -> stats.Snapshot | None:
         """None: it does not answer at the moment; ReceiverError when it has not until the deadline."""
@@ -179,6 +192,7 @@ class Course:
                 if receiver:
                     answered = now
                     self._check_receiver(receiver)
+                    self._backend.frames_came(receiver.written + receiver.discarded + receiver.missing)
                     values.update(self._counters(receiver))
             values = {name: value for name, value in values.items() if value != getattr(self._desk.snapshot, name)}
             if values:
@@ -203,18 +217,16 @@ class Course:
 
     def _check_receiver(self, receiver: stats.Snapshot) -> None:
         """ReceiverError when the series cannot go on there."""
-        if receiver.opened < self._series.id:
+        if receiver.openings <= self._before.openings:
             raise ReceiverError(
                 f"{self._who} was restarted during {self._name}; "
                 f"frames that it had not written are lost {self._series.filename}".rstrip()
             )
-        if receiver.state == "error" and (not receiver.rejected or receiver.closed >= self._series.id):
+        if not self._is_opened(receiver):
+            raise ReceiverError(f"{self._who} began series {receiver.opened} during {self._name}, which it closed")
+        if receiver.state == "error" and (not receiver.rejected or self._is_closed(receiver)):
             raise ReceiverError(f"{self._who}: {receiver.error}")
-        if (
-            receiver.closed >= self._series.id
-            and self._desk.snapshot.state is State.RUNNING
-            and not self._all_there(receiver)
-        ):
+        if self._is_closed(receiver) and self._desk.snapshot.state is State.RUNNING and not self._all_there(receiver):
             raise ReceiverError(f"{self._who} closed {self._name} before its end; was it stopped by hand?")
 
     def _all_there(self, receiver: stats.Snapshot) -> bool:
@@ -240,9 +252,9 @@ class Course:
                 values = {k: v for k, v in self._counters(receiver).items() if v != getattr(self._desk.snapshot, k)}
                 if values:
                     self._desk.publish(**values)
-                if receiver.closed >= self._series.id:
+                if self._is_closed(receiver):
                     return receiver
-                if receiver.opened < self._series.id and heed:
+                if not self._is_opened(receiver) and heed:
                     self._check_receiver(receiver)
                 if receiver.received != done:
                     done, deadline = receiver.received, time.monotonic() + limit
@@ -282,11 +294,11 @@ class Course:
     def _stop_at_receiver(self, limit: float) -> stats.Snapshot:
         """Let the receiver close the series with what came. The start message may still be under way to it."""
         deadline = time.monotonic() + limit
-        while (receiver := self._look_at_receiver(deadline)) is None or receiver.opened < self._series.id:
+        while (receiver := self._look_at_receiver(deadline)) is None or not self._is_opened(receiver):
             if time.monotonic() > deadline:
                 raise ReceiverError(f"{self._who} did not open it within {limit:g} s")
             self._desk.serve(0.005)
-        if receiver.closed < self._series.id:
+        if not self._is_closed(receiver):
             assert self._receiver is not None
             self._receiver.stop(self._series.id)
         return self._wait_closed(limit, heed=False)
@@ -301,7 +313,7 @@ class Course:
             pass
         if self._receiver:
             try:
-                if self._receiver.snapshot().opened >= self._series.id:
+                if self._is_opened(self._receiver.snapshot()):
                     self._stop_at_receiver(self._limits.aborted)
             except DaqError as exc:
                 log.warning("%s", exc)
@@ -309,11 +321,14 @@ class Course:
 
     def _judge(self, receiver: stats.Snapshot, ended: str) -> None:
         """The file is closed: was it a good series?"""
-        try:
-            acquired = max(self._desk.snapshot.acquired, self._backend.status().frames)
-        except DaqError:
-            acquired = self._desk.snapshot.acquired
         unique = receiver.written + receiver.discarded
+        self._backend.frames_came(unique)
+        acquired, remark = self._desk.snapshot.acquired, ""
+        try:
+            status = self._backend.status()
+            acquired, remark = max(acquired, status.frames), status.message
+        except DaqError as exc:
+            log.warning("%s", exc)
         missing = max(0, acquired - unique) if ended else receiver.missing
         self._desk.publish(**{**self._counters(receiver), "acquired": acquired, "missing": missing})
         if receiver.state == "error":
@@ -325,6 +340,8 @@ class Course:
         problem = ""
         if missing:
             problem = f"{missing} of {unique + missing} frames are missing in {self._name}"
+        problem = "; ".join(filter(None, (problem, remark)))
+        if problem:
             text = f"{text}; {problem}"
             log.warning("%s", text)
         self._desk.enter(Event.CLOSED, text, last_error=problem)

@@ -68,6 +68,7 @@ class Reception:
         self._history: deque[Past] = deque(maxlen=HISTORY)
         self._last_id = 0
         self._opened = self._closed = 0
+        self._openings = self._closings = 0
         self.begun = 0  # series, by who controls the sender
         self._last_file = ""
         self._error = ""
@@ -141,6 +142,8 @@ class Reception:
                 self._fail(failure)
             else:
                 self._opened = series.id
+                self._openings += 1
+                series.opened = True
                 self._error, self._serious = "", False
             self._change()
         return series
@@ -272,6 +275,8 @@ class Reception:
                 expected=None if series is None else series.start.nframes,
                 opened=self._opened,
                 closed=self._closed,
+                openings=self._openings,
+                closings=self._closings,
                 last_file=self._last_file,
                 rate=sum(worker.rate for worker in workers),
                 throughput=sum(worker.throughput for worker in workers),
@@ -422,8 +427,9 @@ class Reception:
             self._past.append(series.start.series)
         if series.file is not None:
             self._last_file = str(series.file.path)
-        if self._opened == series.id:
+        if series.opened:
             self._closed = series.id
+            self._closings += 1
         series.latest = None
         self._change()
 

@@ -74,6 +74,7 @@ class Series:
         self.layout = self._announced_layout()
         self.file: SeriesFile | FileSet | None = None
         self.ready = False  # the file is there, or there is none to be
+        self.opened = False  # was told to have been: false where the file could not be made
         self.closing = False
         self.busy = 0  # batches on their way to the disk
         self.messages = 0  # image messages of this series, good or not

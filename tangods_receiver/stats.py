@@ -272,8 +272,8 @@ class Snapshot:
     """The state of a receiver at one moment: what /status, the Tango attributes and the tests read.
 
     `state` is idle, running or error; `series` the series now open, or the last one (0: none yet); `opened`, `closed`
-    the ids of the last series opened and closed; `file` the path being written ("" when none), `last_file` the one
-    closed last; `missing` frames known lost (of the open or last series); `dropped` by PUB sockets since it began, also
+    the ids of the last series opened and closed; senders may begin their ids anew, `openings` and `closings` count on
+    since the engine began; `file` the path being written ("" when none), `last_file` the one closed last; `missing` frames known lost (of the open or last series); `dropped` by PUB sockets since it began, also
     after its end; `expected` None: not announced;
     `rate` frames/s and `throughput` bytes/s over the last second; `durable` True when the last closed file was synced,
     `durable_frames` the images of the open or last series that survive a power loss;
@@ -302,6 +302,8 @@ class Snapshot:
     expected: int | None = None
     opened: int = 0
     closed: int = 0
+    openings: int = 0
+    closings: int = 0
     last_file: str = ""
     rate: float = 0.0
     throughput: float = 0.0

@@ -97,8 +97,9 @@ class Backend(ABC):
         """Shape (rows, columns) and NumPy dtype name of the images that these settings give."""
 
     @abstractmethod
-    def arm(self, series: Series) -> None:
-        """Hardware armed and the start message sent when it returns."""
+    def arm(self, series: Series) -> int | None:
+        """Hardware armed and the start message sent when it returns. The number that the stream gives the series,
+        where the hardware counts them itself; None: it is `series.id`."""
 
     @abstractmethod
     def start(self) -> None:
@@ -123,6 +124,9 @@ class Backend(ABC):
     @abstractmethod
     def endpoints(self) -> list[str]:
         """Where the stream can be pulled from."""
+
+    def frames_came(self, frames: int) -> None:
+        """So many of this series has the receiver; for hardware that does not tell how many it has sent."""
 
     def frame_bytes(self, settings: Settings) -> int:
         """Bytes that one frame will take in the file, roughly; less than the pixels when the stream is compressed."""

@@ -73,6 +73,7 @@ class PretendReceiver(Receiver):
                 state="running",
                 series=series.id,
                 opened=series.id,
+                openings=self.now.openings + 1,
                 file=series.filename,
                 expected=series.n_frames,
                 **dict.fromkeys(("received", "written", "missing", "discarded", "rejected", "repeated"), 0),
@@ -84,7 +85,10 @@ class PretendReceiver(Receiver):
     def end(self, series: int) -> None:
         if self.closes and self.now.opened == series:
             state = "error" if self.now.state == "error" else "idle"
-            self.now = replace(self.now, state=state, closed=series, last_file=self.now.file, file="")
+            closings = self.now.closings + 1
+            self.now = replace(
+                self.now, state=state, closed=series, closings=closings, last_file=self.now.file, file=""
+            )
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class Pretend(Backend):
         self.lose = 0
         self.sends_end = True
         self.block_arm = False
+        self.own_number: int | None = None
+        self.remark = ""
         self.now = Status(Phase.IDLE)
         self.series: Series | None = None
         self._freed = threading.Event()
@@ -138,8 +144,10 @@ class Pretend(Backend):
     def image_format(self, settings: Settings) -> tuple[tuple[int, int], str]:
         return (10, 20), "uint16"
 
-    def arm(self, series: Series) -> None:
+    def arm(self, series: Series) -> int | None:
         self._called("arm")
+        if self.own_number is not None:
+            series = replace(series, id=self.own_number)
         self.series = series
         self.now = Status(Phase.ARMED)
         if self.block_arm:
@@ -148,6 +156,7 @@ class Pretend(Backend):
                 raise HardwareError("nobody has freed me")
             raise HardwareError("arming was interrupted")
         self.receiver.begin(series)
+        return self.own_number
 
     def start(self) -> None:
         self._called("start")
@@ -186,7 +195,7 @@ class Pretend(Backend):
                 missing = now.frames - self.receiver.now.written
                 self.receiver.now = replace(self.receiver.now, missing=missing)
                 self._end()
-                now = replace(now, phase=Phase.DONE)
+                now = replace(now, phase=Phase.DONE, message=self.remark)
             self.now = now
         return replace(now, blocked=self.blocked)
 

@@ -119,6 +119,27 @@ def test_series_ids_go_on_from_what_the_receiver_has_seen(bench: Bench) -> None:
     assert bench.now.series == 43
 
 
+def test_hardware_that_counts_its_series_itself_and_begins_anew(bench: Bench) -> None:
+    """Its restart does not look like a series that the receiver had before."""
+    bench.receiver.now = ReceiverSnapshot(opened=41, closed=41, series=41, openings=3, closings=3)
+    for number in (1, 2, 1, 1):
+        bench.backend.own_number = number
+        bench.good_series()
+        assert bench.now.series == number
+        assert f"series {number} complete" in bench.now.status
+    bench.receiver.opens = False
+    bench.acquisition.arm(FILE)
+    assert "did not open series 1" in bench.fault(), "it has had one, but not this"
+
+
+def test_what_the_hardware_says_at_the_end_is_told(bench: Bench) -> None:
+    bench.backend.remark = "3 messages were dropped"
+    bench.acquisition.arm(FILE)
+    bench.wait(State.IDLE)
+    assert bench.now.last_error == "3 messages were dropped"
+    assert bench.now.status.endswith("in /d/a.h5; 3 messages were dropped")
+
+
 def test_software_triggers(bench: Bench) -> None:
     bench.acquisition.change(trigger_mode=TriggerMode.SOFTWARE, n_triggers=2, n_frames_per_trigger=3)
     with pytest.raises(ConfigError, match="none is waited for"):
@@ -354,9 +375,10 @@ def test_waiting_for_triggers_has_a_limit_only_when_it_is_set(make: Callable[...
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"opened": 0, "closed": 0, "state": "idle"}, "was restarted"),
+        ({"opened": 0, "openings": 0, "closed": 0, "state": "idle"}, "was restarted"),
+        ({"opened": 9, "openings": 9, "closings": 9, "state": "idle", "file": ""}, "began series 9 during series 1"),
         ({"state": "error", "error": "disk full"}, "disk full"),
-        ({"closed": 1, "state": "idle", "file": ""}, "before its end"),
+        ({"closed": 1, "closings": 1, "state": "idle", "file": ""}, "before its end"),
     ],
 )
 def test_the_receiver_gives_up_in_mid_series(bench: Bench, change: dict[str, Any], words: str) -> None:
