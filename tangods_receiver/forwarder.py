@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -331,9 +332,10 @@ class Port:
 
 
 def _give_way() -> None:
-    """Linux: of this thread, and of those that libzmq begins in it."""
-    thread = threading.get_native_id()
-    os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
+    """This thread, and those that libzmq begins in it."""
+    thread = threading.get_native_id()  # to Linux, a process
+    with suppress(OSError):  # not allowed: then not
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
 
 
 class Forwarder:

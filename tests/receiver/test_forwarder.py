@@ -10,6 +10,7 @@ import time
 from collections import deque
 from contextlib import ExitStack, contextmanager
 from contextlib import nullcontext as nobody
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -569,6 +570,19 @@ def test_recording_keeps_its_pace_whatever_a_client_does(tmp_path, socket):
     assert rates[True] >= 0.95 * rates[False], rates
 
 
+@pytest.mark.parametrize("policy", ["drop", "lossless"])
+def test_forwarding_gives_way_to_recording(tmp_path, policy):
+    """The thread of the port and those of its ZeroMQ context, but not where recording waits for them."""
+
+    def lower():
+        own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+        tasks = [int(name) for name in os.listdir("/proc/self/task")]
+        return sum(os.getpriority(os.PRIO_PROCESS, task) == min(19, own + forwarder.NICE) for task in tasks)
+
+    with relay(tmp_path, {"endpoint": PORT, "policy": policy}):
+        assert lower() == (3 if policy == "drop" else 0)
+
+
 def test_a_slow_subscriber_loses_frames_but_neither_end_nor_start(tmp_path):
     with relay(tmp_path, {"endpoint": PORT, "socket": "pub"}) as (sender, engine):
         with Client(engine.forward_endpoints[0], zmq.SUB, hwm=2) as client:
@@ -723,6 +737,28 @@ def test_every_third_frame_under_numbers_without_gaps(tmp_path):
         assert all((pixels(f) == image(3 * f.number)).all() for f in frames)
         wait_closed(engine, 1)
         assert (port(engine).frames, port(engine).left_out) == (7, 13)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_client_on_the_page_works(tmp_path):
+    page = (Path(__file__).parents[2] / "resources/forwarding.md").read_text()
+    program = page.split("```python\n")[1].split("```")[0]
+    with relay(tmp_path) as (sender, engine):
+        program = program.replace("tcp://127.0.0.1:9998", engine.forward_endpoints[0])
+        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        try:
+            wait_for(lambda: port(engine).peers == 1, 30, "connected")
+            sender.start("a.h5", 4, nframes=3)
+            sender.frames(range(3))
+            sender.end()
+            lines = [child.stdout.readline().split() for _ in range(3)]
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+    assert lines == [["4", str(k), str(image(k).sum())] for k in range(3)]
 
 
 # --- receivers behind each other -------------------------------------------------------------------------------------
