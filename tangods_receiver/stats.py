@@ -273,7 +273,8 @@ class Snapshot:
 
     `state` is idle, running or error; `series` the series now open, or the last one (0: none yet); `opened`, `closed`
     the ids of the last series opened and closed; senders may begin their ids anew, `openings` and `closings` count on
-    since the engine began; `file` the path being written ("" when none), `last_file` the one closed last; `missing` frames known lost (of the open or last series); `dropped` by PUB sockets since it began, also
+    since the engine began; `file` the path being written ("" when none), `last_file` the one closed last; `missing`
+    frames known lost (of the open or last series); `dropped` by PUB sockets since it began, also
     after its end; `expected` None: not announced;
     `rate` frames/s and `throughput` bytes/s over the last second; `durable` True when the last closed file was synced,
     `durable_frames` the images of the open or last series that survive a power loss;

@@ -125,7 +125,7 @@ class Backend(ABC):
     def endpoints(self) -> list[str]:
         """Where the stream can be pulled from."""
 
-    def frames_came(self, frames: int) -> None:
+    def frames_came(self, frames: int) -> None:  # noqa: B027  most do not need it
         """So many of this series has the receiver; for hardware that does not tell how many it has sent."""
 
     def frame_bytes(self, settings: Settings) -> int:
