@@ -58,6 +58,7 @@ setup(
         "Topic :: Scientific/Engineering",
     ],
     packages=find_packages(include=["tangods_detector*", "tangods_receiver*"]),
+    package_data={"tangods_receiver": ["web/*"]},
     ext_modules=cythonize(EXTENSIONS, build_dir="build/cython"),
     python_requires=">=3.10",
     install_requires=[
