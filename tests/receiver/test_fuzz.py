@@ -15,7 +15,7 @@ import pytest
 from tangods_receiver import codecs
 from tangods_receiver import protocols as known
 from tangods_receiver.errors import StreamError
-from tangods_receiver.protocol import Frame, stins
+from tangods_receiver.protocol import Frame, SeriesStart, stins
 from tests.fuzz import checks, messages
 from tests.fuzz.messages import PROTOCOLS
 from tests.receiver.streaming import SHAPE, Sender, balanced, holds, image, running, wait_closed
@@ -54,8 +54,11 @@ def test_nothing_but_a_stream_error(protocol):
 @protocols
 def test_messages_of_another_protocol(protocol):
     others = [seed for other in PROTOCOLS.values() if other is not protocol for seed in other.seeds]
-    for parts in (*others, *messages.recorded_seeds()):
+    for parts in others:
         assert checks.decoded(protocol, parts) is None
+    for parts in messages.recorded_seeds():  # stream V1, of which a start with cut arrays is still a start
+        found = checks.decoded(protocol, parts)
+        assert found is None or (protocol is PROTOCOLS["dectris1"] and isinstance(found[0], SeriesStart))
 
 
 @protocols
