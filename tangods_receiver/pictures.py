@@ -24,6 +24,7 @@ MASKED, SATURATED = 1, 2  # in the marks of a view
 COLOURS = {MASKED: (32, 80, 16), SATURATED: (240, 160, 240)}  # far from every colour of every map
 PERCENT = 99.9  # of the pixels are not brighter than the upper end of an automatic range
 SAMPLE = 250_000  # pixels are enough to find it
+EXTREME = 1e30  # ends of a range beyond it mean the same, and float32 can still take the difference
 SIDE = 8192  # rows or columns of a picture that is drawn
 
 Colours = Literal["grey", "grey_r", "viridis", "magma", "inferno", "plasma", "cividis", "turbo", "hot"]
@@ -249,12 +250,14 @@ def drawn(
     shown: View, colours: Colours | None = None, low: float | None = None, high: float | None = None, log: bool = False
 ) -> Image.Image:
     """Eight bits for the eye. Without `colours`: grey, masked pixels black."""
-    low, high = contrast(shown, low, high, log)
+    low, high = (max(-EXTREME, min(EXTREME, end)) for end in contrast(shown, low, high, log))
     values = np.nan_to_num(shown.pixels.astype(np.float32), nan=low, posinf=high, neginf=low)
-    if log:
-        scaled = np.log(np.maximum(values, low) / low) * (255.0 / max(np.log(high / low), 1e-9))
-    else:
-        scaled = (values - low) * (255.0 / max(high - low, 1e-30))
+    with np.errstate(over="ignore"):  # infinite is as bright as the brightest
+        if log:
+            low = max(low, 1 / EXTREME)
+            scaled = np.log(np.maximum(values, low) / low) * (255.0 / max(np.log(high / low), 1e-9))
+        else:
+            scaled = (values - low) * (255.0 / max(high - low, 1e-30))
     index = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
     if colours is None:
         if shown.marks is not None:

@@ -1,10 +1,12 @@
 """Who may use the HTTP side: hosts, pages of others, tokens."""
 
+import contextlib
 import os
 import stat
 import time
 
 import httpx
+import numpy as np
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -13,7 +15,8 @@ from tangods_receiver.access import Names, TokenFile, host_of
 from tangods_receiver.errors import ConfigError, HardwareError
 from tangods_receiver.http import HttpServer
 from tangods_receiver.remote import RemoteEngine
-from tests.receiver.test_http import Engine
+from tests.receiver.test_http import Engine, Shot
+from tests.waiting import wait_for
 
 POSTS = [("/stop", {}), ("/reset", None), ("/begin", {"filename": "a.h5"})]
 TOKEN = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -297,3 +300,78 @@ def test_what_browsers_are_told(engine):
             assert reply.headers["x-content-type-options"] == "nosniff"
             assert reply.headers["cross-origin-resource-policy"] == "same-origin"
             assert "server" not in reply.headers
+
+
+def test_behind_a_proxy_that_has_a_name_and_speaks_tls(engine, token_file):
+    name = "receiver.example.org"
+    headers = {"Host": name, "Origin": f"https://{name}"}
+    with HttpServer(engine, "127.0.0.1:0", [name], token_file) as server:
+        assert asked_as(server, name).status_code == 200
+        post = httpx.post(f"{address(server)}/reset", headers={**headers, **bearer(TOKEN)})
+        assert post.status_code == 200
+        with connect(f"ws://{name}/ws", sock=_socket(server), origin=headers["Origin"]) as viewer:
+            assert "status" in viewer.recv(5)
+
+
+# --- too much --------------------------------------------------------------------------------------------------------
+
+LONG = "1" * 50_000
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        f"/last_frame?region={LONG},0,1,1",
+        f"/last_frame?size={LONG}",
+        f"/last_frame?newer={LONG}:1",
+        f"/last_frame?format={LONG}",
+        f"/pixel?row={LONG}&column=0",
+        "/pixel?row=1e400&column=0",
+        "/last_frame?format=png&max=1e999",
+        "/last_frame?downsample=99999999999999999999999",
+    ],
+)
+def test_questions_beyond_all_measure_get_a_short_sentence(engine, question):
+    engine.shot = Shot(1, 3, np.arange(48, dtype=np.uint16).reshape(6, 8))
+    with HttpServer(engine, "127.0.0.1:0") as server:
+        reply = httpx.get(address(server) + question)
+        assert reply.status_code == 422 and len(reply.content) < 1000
+        assert httpx.get(f"{address(server)}/last_frame").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "/last_frame?region=0,0,9999999,9999999&size=99999x99999",
+        "/last_frame?region=9999999,9999999,9999999,9999999",
+        "/last_frame?downsample=10000",
+        "/last_frame?size=0",
+        "/last_frame?size=0x5",
+        "/last_frame?format=png&min=1e-300&max=1e308&log=true",
+        "/last_frame?format=png&min=1e308&log=true",
+        "/last_frame?format=png&min=1e308&max=-1e308",
+        "/last_frame?format=png&min=-1e308&max=1e308&log=true",
+        "/last_frame?format=jpeg&saturation=1e308&colormap=hot",
+    ],
+)
+def test_what_is_beyond_the_image_is_the_image(engine, question):
+    engine.shot = Shot(1, 3, np.arange(48, dtype=np.uint16).reshape(6, 8))
+    with HttpServer(engine, "127.0.0.1:0") as server:
+        assert httpx.get(address(server) + question).status_code == 200
+
+
+def test_a_request_without_end_is_refused(engine):
+    with HttpServer(engine, "127.0.0.1:0") as server, _socket(server) as endless:
+        endless.settimeout(5)
+        endless.sendall(b"GET /status?" + b"a" * 200_000)
+        assert endless.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_two_hundred_connections_are_enough(engine):
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(HttpServer(engine, "127.0.0.1:0"))
+        idle = [stack.enter_context(_socket(server)) for _ in range(200)]
+        wait_for(lambda: httpx.get(f"{address(server)}/status").status_code == 503)
+        for one in idle:
+            one.close()
+        wait_for(lambda: httpx.get(f"{address(server)}/status").status_code == 200)

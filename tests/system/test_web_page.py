@@ -6,9 +6,11 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -501,6 +503,39 @@ def test_a_picture_that_is_not_new_says_how_old_it_is(page, sender, tmp_path):
         sender.frame(1, quadrants())
         wait_for(lambda: page.text("badge") == "image 1 · now")
         assert "stale" not in page.one("badge").get_attribute("class")
+
+
+# --- its page ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_in_the_page_about_it_works(sender, tmp_path):
+    page = (Path(__file__).parents[2] / "resources" / "web.md").read_text()
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", page, re.S))
+    commands = [line for line in blocks.replace("\\\n", " ").splitlines() if line.startswith("curl ")]
+    assert len(commands) == 12
+    image = np.arange(300 * 400).reshape(300, 400).astype(np.uint32)
+    said = {}
+    with running(tmp_path, sender.endpoint, http="127.0.0.1:0", http_token_file=str(tmp_path / "token")) as engine:
+        start(sender, tmp_path, image)
+        wait_for(lambda: engine.snapshot().written == 1)
+        for command in commands:
+            here = command.replace("curl -s", "curl -sS --fail").replace(
+                "127.0.0.1:8000", f"127.0.0.1:{engine.http_port}"
+            )
+            ran = subprocess.run(["bash", "-c", here], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+            assert ran.returncode == 0, (command, ran.stderr)
+            said[re.search(r":8000/(\w+)", command)[1]] = ran.stdout
+        wait_closed(engine, 1)
+    assert json.loads(said["status"])["received"] == 1 and json.loads(said["series"]) == {"series": []}
+    assert json.loads(said["pixel"])["value"] == image[100, 200]
+    assert (np.load(tmp_path / "image.npy") == image).all()
+    with Image.open(tmp_path / "image.png") as picture:
+        assert picture.size == (400, 300)
+    part = np.fromfile(tmp_path / "part.raw", np.uint32).reshape(32, 64)
+    assert part[0, 0] == image[1, 1] and part[-1, -1] == image[63, 127]
+    assert "viridis" in json.loads(said["colormaps"])["maps"] and "/last_frame" in json.loads(said["openapi"])["paths"]
+    assert "tangods_" in said["metrics"] or "# HELP" in said["metrics"]
+    assert json.loads(said["reset"])["state"] != "error" and json.loads(said["rois"])["rois"][0]["name"] == "beam"
 
 
 # --- people ----------------------------------------------------------------------------------------------------------
