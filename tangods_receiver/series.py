@@ -198,6 +198,8 @@ class Series:
             return _records(frames, arrived), []
         records: list[Record] = []
         strangers: list[Frame] = []
+        if self.start.channels:
+            frames = [piece for frame in frames for piece in self._by_channel(frame)]
         own = -1 if self.start.series is None else self.start.series
         pieces: list[Frame] = []
         for frame in frames:
@@ -240,6 +242,14 @@ class Series:
             return False
         numbers = range(first.number, frames[-1].number + 1, max(1, step))
         return [f[0] for f in frames] == [*numbers] and self.ledger.see_range(numbers)
+
+    def _by_channel(self, frame: Frame) -> list[Frame]:
+        """Each channel in its place, where a message has only some of those that the series has."""
+        named, sent = self.start.channels, frame.extra.get("channels")
+        if sent == named or type(sent) is not tuple or not set(sent) <= set(named) or not self.owns(frame):
+            return [frame]
+        extra, there = {**frame.extra, "channels": named}, zip(sent, (frame.data, *frame.more), strict=True)
+        return [frame._replace(module=named.index(name), data=data, more=(), extra=extra) for name, data in there]
 
     def _counted(self, frame: Frame) -> Frame:
         """Its number counted from the first frame that came."""

@@ -1027,7 +1027,27 @@ def test_live_view_only(tmp_path, unit, user_data):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("names", [["threshold_2"], ["threshold_1", "difference"], THRESHOLDS])
+@pytest.mark.parametrize("apart", ["axis", "datasets"])
+def test_images_of_which_a_threshold_is_missing(tmp_path, unit, apart):
+    """What there is has its own place; the frame is incomplete."""
+    sent = messages(range(4), 3)
+    sent[1] = v2.image(1, 1, {name: image(1, THRESHOLDS.index(name)) for name in ("difference", "threshold_2")})
+    sent[2] = v2.image(1, 2, {"threshold_2": image(2, 1)})
+    with running(tmp_path, unit.endpoint, protocol="dectris2", channels=apart) as engine:
+        unit.take("a.h5", sent, channels=3, nimages=4)
+        s = wait_closed(engine, 1)
+    assert (s.written, s.missing, s.rejected) == (9, 2, 0) and "2 of 4 frames missing: 1-2" in s.error
+    assert check(tmp_path / "a.h5").ok
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file[f"{GROUP}/frame_status"][()].tolist() == [1, 2, 2, 1]
+        for k, name in enumerate(THRESHOLDS):
+            data = file[DATASET][:, k] if apart == "axis" else file[f"{GROUP}/{name}"][()]
+            for n in range(4):
+                there = n in (0, 3) or name == "threshold_2" or (name == "difference" and n == 1)
+                assert (data[n] == (image(n, k) if there else 0)).all(), (name, n)
+
+
+@pytest.mark.parametrize("names", [["threshold_1", "difference"], THRESHOLDS, ["threshold_3"]])
 def test_images_of_other_thresholds_than_announced(tmp_path, unit, names):
     """They would come into the place of others."""
     sent = messages(range(4), 2)
