@@ -26,6 +26,7 @@ LINGER = 0.5  # s for what is on its way when the socket is closed
 FROM_CLIENTS = 4096  # bytes: they only subscribe
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 RETRY = 1  # ms; PUB does not tell when there is room
+POLLIN = int(zmq.POLLIN)  # the enum's own & takes longer than to ask
 _numbers = count()
 
 
@@ -288,4 +289,4 @@ class Outlet:
 
 def _readable(socket: zmq.Socket[Any]) -> bool:
     """Also: libzmq looks what has happened."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.get(zmq.EVENTS)) & POLLIN)
