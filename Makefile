@@ -21,7 +21,7 @@ test: apt-test .venv/.test lint  ## everything but the soak tests; then what has
 	@TANGODS_NO_COMPILED=1 python -m pytest -q -m "not slow and not soak" $(TWINS) $(ARGS)
 
 check: .venv/.test  ## the fast part, without device servers of their own
-	@python -m pytest -q -m "not slow and not system and not soak" $(ARGS)
+	@python -m pytest -q -m "not slow and not system and not soak" --hypothesis-profile=quick $(ARGS)
 
 soak: apt-test .venv/.test  ## minutes to hours
 	@python -m pytest -m soak --timeout 0 $(ARGS)

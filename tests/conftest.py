@@ -16,6 +16,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 faulthandler.enable(file=sys.__stderr__)
 # Shared machines stall: a slow example is not a failure. print_blob: a failure can be repeated elsewhere.
 settings.register_profile("project", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("project"), max_examples=20)  # `make check`
 settings.load_profile("project")
 
 GRACE = 3.0  # s that threads and children have to end after a test
