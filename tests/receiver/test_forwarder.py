@@ -533,7 +533,6 @@ def test_a_client_that_takes_nothing_costs_frames_but_not_the_recording(tmp_path
                 assert s.forward[0].dropped > 50 and highest > limit / 2
             else:
                 wait_for(lambda: port(engine).passed_by, what="passed by")
-                assert s.forward[0].dropped == 0
             start, *frames = client.series() if socket == "push" else client.rest(1.0)
             got = numbers(frames)
             assert isinstance(start, SeriesStart) and got == sorted(set(got)) and 0 < len(got) < count
