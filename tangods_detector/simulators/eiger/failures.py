@@ -1,0 +1,96 @@
+"""What goes wrong next. Each is used up once; what was not used waits until `fail` is called again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from tangods_receiver.errors import ConfigError
+
+
+@dataclass
+class Failures:
+    """Image numbers count from 0 over the series. Paths are parts of a URL, such as `config/count_time`."""
+
+    # HTTP
+    refuse: str = ""  # the next PUT whose path contains it is answered with 400
+    server_error: str = ""  # the next request whose path contains it is answered with 500
+    hang: str = ""  # ... is not answered for hang_seconds
+    hang_seconds: float = 3600.0
+    drop_connection: str = ""  # ... is done, but the connection is closed after drop_after seconds
+    drop_after: float = 0.05
+    # the control unit
+    error: str = ""  # the state becomes `error` with this text: now, or at image error_at
+    error_at: int | None = None
+    restart: bool = False  # the control unit restarts: now, or at image restart_at; then it is `na`
+    restart_at: int | None = None
+    arm_seconds: float = 0.0  # the next arm takes so long, whatever the speed
+    skip_edges: int = 0  # so many external edges never arrive
+    # the stream
+    lose: list[int] = field(default_factory=list)
+    duplicate: list[int] = field(default_factory=list)
+    reorder: list[int] = field(default_factory=list)  # sent after the image that follows it
+    corrupt: list[int] = field(default_factory=list)
+    wrong_size: list[int] = field(default_factory=list)
+    missing_part: list[int] = field(default_factory=list)
+    full_queue: int = 0  # so many images find the queue full
+    stale: int = 0  # images of an earlier series that come before the next start message
+    no_end: bool = False
+    late: int = 0  # images that come late_seconds after the end message of an aborted series
+    late_seconds: float = 0.1
+    bit_depth: int = 0  # of the next series: 8, 16 or 32
+
+    def take(self, name: str) -> Any:
+        """The value, which is used up; its neutral value when it is not wished."""
+        value = getattr(self, name)
+        setattr(self, name, _neutral(name))
+        return value
+
+    def take_path(self, name: str, path: str) -> bool:
+        """Is this request meant? Then it is used up."""
+        wanted = getattr(self, name)
+        if not wanted or wanted not in path:
+            return False
+        setattr(self, name, "")
+        return True
+
+    def take_image(self, name: str, number: int) -> bool:
+        """Is this image meant? Then it is used up."""
+        numbers = getattr(self, name)
+        if number not in numbers:
+            return False
+        numbers.remove(number)
+        return True
+
+    def of_images(self) -> bool:
+        """Is there anything to look at for each image?"""
+        return bool(
+            self.lose or self.duplicate or self.reorder or self.corrupt or self.wrong_size or self.missing_part
+            or self.full_queue or self.restart_at is not None or self.error_at is not None
+        )  # fmt: skip
+
+    def pending(self) -> dict[str, Any]:
+        """What is not used up."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != _neutral(f.name)}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Failures:
+        """ConfigError: a name or type is wrong."""
+        made = cls()
+        for name, value in told.items():
+            if name not in {f.name for f in fields(cls)}:
+                raise ConfigError(f"failures: {name!r} is not known")
+            usual = _neutral(name)
+            number = name in ("error_at", "restart_at")
+            wanted = (int,) if number else (int, float) if type(usual) is float else (type(usual),)
+            if type(value) not in wanted or (type(value) is list and not all(type(n) is int for n in value)):
+                raise ConfigError(f"failures: {name} cannot be {value!r}")
+            setattr(made, name, value)
+        return made
+
+
+def _neutral(name: str) -> Any:
+    found = next(f for f in dataclasses.fields(Failures) if f.name == name)
+    return found.default if found.default_factory is dataclasses.MISSING else found.default_factory()
