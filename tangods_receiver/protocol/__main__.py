@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
 def describe(path: str) -> Iterator[str]:
     """One line per message."""
     yield path
-    decoders = {name: protocol.decoder(0, 1) for name, protocol in PROTOCOLS.items() if protocol.decoder}
+    decoders = {name: protocol.decoders()(0, 1) for name, protocol in PROTOCOLS.items() if not protocol.images}
     for index, parts in enumerate(recording.read(path)):
         sizes = " + ".join(str(len(part)) for part in parts)
         yield f"{index:6}  {sizes} bytes  {_what(parts, decoders)}"

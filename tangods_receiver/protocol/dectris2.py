@@ -16,9 +16,6 @@ from math import nan
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from tangods_receiver import codecs
 from tangods_receiver.errors import StreamError
 from tangods_receiver.protocol import (
     Array,
@@ -210,13 +207,16 @@ def _array(held: Any) -> Array:
     if type(held) is Tag and type(held.value) is list and len(held.value) == 2 and type(held.value[1]) is Tag:
         order, (shape, (kind, content)) = held
         if kind in HALVES:
+            import numpy as np  # heavy, as codecs: most messages do without
+
             found = _array(Tag(order, [shape, Tag(HALVES[kind], content)]))
-            return Array(found.shape, "float32", np.frombuffer(found.data, "<f2").astype("<f4").view(np.uint8).data)
+            return Array(found.shape, "float32", np.frombuffer(found.data, "<f2").astype("<f4").view("u1").data)
     layout, data = _typed(held)
     shape, dtype, codec, nbytes, _ = layout
     if codec != "none":
-        plain = codecs.decompress(codec, data, shape, dtype)
-        return Array(shape, dtype, plain.reshape(-1).view(np.uint8).data)
+        from tangods_receiver import codecs
+
+        return Array(shape, dtype, codecs.decompress(codec, data, shape, dtype).reshape(-1).view("u1").data)
     if len(data) != nbytes:
         raise StreamError(f"{len(data)} bytes, {nbytes} expected of {list(shape)} {dtype}")
     return Array(shape, dtype, _in_order(layout, data))
@@ -478,7 +478,7 @@ def _new_layout(order: int, kind: int, how: tuple[str, int] | None, shape: list[
     itemsize = ITEMSIZE[dtype]
     sent = None
     if (big_endian and itemsize > 1) or (order == COLUMNS_FIRST and len(shape) > 1):
-        sent = np.dtype(dtype).newbyteorder(">" if big_endian else "<").str, "F" if order == COLUMNS_FIRST else "C"
+        sent = f"{'>' if big_endian else '<'}{dtype[0]}{itemsize}", "F" if order == COLUMNS_FIRST else "C"
     nbytes = image_bytes(shape, dtype)
     if how is None:
         return _Layout(tuple(shape), dtype, "none", nbytes, sent)
@@ -496,9 +496,11 @@ def _in_order(layout: _Layout, data: Buffer) -> Buffer:
     """Little-endian, rows first: a copy where they are not."""
     if layout.sent is None:
         return data
+    import numpy as np
+
     kind, order = layout.sent
     numbers = np.frombuffer(data, kind).reshape(layout.shape, order=order)  # type: ignore[call-overload]
-    return np.ascontiguousarray(numbers, np.dtype(layout.dtype).newbyteorder("<")).reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(numbers, np.dtype(layout.dtype).newbyteorder("<")).reshape(-1).view("u1").data
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tangods_receiver.errors import StreamError
-from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, slsdet
+from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, recording, slsdet
+from tangods_receiver.protocol.__main__ import describe
 from tests.receiver import disturbed
 from tests.receiver.senders import SlsPort, subscribed
 from tests.receiver.streaming import DATASET, SHAPE, balanced, image, read, running, wait_closed
@@ -489,6 +490,17 @@ def test_a_series_on_one_port(tmp_path):
             assert np.allclose(books["timestamp"], np.arange(50) / 10)
             assert np.allclose(books["real_time"], 7e-7) and np.isnan(books["stop_time"]).all()
             assert books["description"] == b"Jungfrau" and books["bit_depth_readout"] == 16
+
+
+def test_what_is_in_a_recording(tmp_path):
+    """Of one port; the detector's own numbers are not in it."""
+    port = one(fname="/data/run", fileIndex=3)
+    sent = [port.message(7), port.message(9), [SlsPort.dummy()], [b"{}"]]
+    recording.write(tmp_path / "a.bin", sent)
+    lines = list(describe(str(tmp_path / "a.bin")))
+    assert "slsdet: start, series 1, file '/data/run_3.h5'; image 0, series 1, (6, 10) uint16 none" in lines[1]
+    assert "slsdet: image 2, series 1" in lines[2] and "slsdet: end, series 1" in lines[3]
+    assert lines[4].endswith("bytes  {}")
 
 
 def test_without_a_directory_it_is_only_shown(tmp_path):
