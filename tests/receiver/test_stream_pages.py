@@ -6,18 +6,18 @@ import pytest
 import yaml
 
 from tangods_receiver import config
-from tangods_receiver.protocol import checks, dectris1, dectris2, slsdet
+from tangods_receiver.protocol import checks, dectris1, dectris2, slsdet, stins
 from tangods_receiver.protocols import PROTOCOLS
 
 FOLDER = Path(__file__).parents[2] / "resources" / "streams"
-OF_OTHERS = sorted(PROTOCOLS.keys() - {"stins"})  # ours has the whole manual
+NAMES = sorted(PROTOCOLS)
 
 
 def page(name):
     return (FOLDER / f"{name}.md").read_text()
 
 
-@pytest.mark.parametrize("name", OF_OTHERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_a_page_configures(tmp_path, name):
     """As it stands there, but for the folder."""
     text = page(name).partition("```yaml\n")[2].partition("```")[0]
@@ -27,7 +27,7 @@ def test_what_a_page_configures(tmp_path, name):
     assert made.subscribes == PROTOCOLS[name].subscribes
 
 
-@pytest.mark.parametrize("name", OF_OTHERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_page_leads_nowhere_wrong(name):
     for link in page(name).split("](")[1:]:
         target = link.partition(")")[0]
@@ -37,6 +37,7 @@ def test_a_page_leads_nowhere_wrong(name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
+        ("stins", [*stins.IMAGE_KEYS, *stins.CODECS, *stins.PACKED, "header", "series_end"]),
         ("dectris1", [*dectris1.ENCODINGS, *dectris1.ARRAYS, *dectris1.ARRAYS.values(), *dectris1.DETAILS]),
         ("dectris2", [*dectris2.ARRAYS, *dectris2.TIMES, "series_unique_id", "series_date", "bslz4", "lz4"]),
         ("slsdet", [*map(str, slsdet.TYPES), "frameNumber", "completeImage", "addJsonHeader", "rx_jsonpara"]),
