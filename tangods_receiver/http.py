@@ -23,6 +23,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tangods_receiver import __version__, pictures
 from tangods_receiver.access import Guard, Names, TokenFile
@@ -46,6 +47,8 @@ PICTURES = 4  # images decoded at a time: each takes several times its size in m
 PICTURE_WAIT = 1.0  # s for a turn
 NEW_WAIT = 0.02  # s between looks for a new image
 STALLED = 30.0  # s that a peer may read nothing of what waits for it
+SILENT = 20.0  # s that a new connection may take to ask something
+ANSWERED, OPEN = 200, 250  # connections that are answered, and that may be open
 STOP_LIMIT = 0.5  # s that open connections have to end by themselves
 WISH_BYTES = 4096  # of a viewer's message
 WEB = Path(__file__).parent / "web"
@@ -453,6 +456,22 @@ def _serve_page(app: FastAPI) -> None:
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
+class _Connection(H11Protocol):
+    """Cut off at once when there are too many, whose descriptors files would lack, and when nobody asks anything."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > OPEN:
+            transport.abort()
+        else:
+            self.loop.call_later(SILENT, self._cut_silent)
+
+    def _cut_silent(self) -> None:
+        asked: object = self.cycle
+        if asked is None and self in self.connections:  # a WebSocket is no longer in there
+            self.transport.abort()
+
+
 class _Server(uvicorn.Server):
     """Connections whose peer does not read are cut at the end: what waits for them would never leave."""
 
@@ -494,7 +513,7 @@ class HttpServer:
         config = uvicorn.Config(
             create_app(self._engine, host, self._hosts, self._token_file),
             loop="asyncio",
-            http="h11",
+            http=_Connection,
             ws="websockets-sansio",
             ws_max_size=WISH_BYTES,
             ws_per_message_deflate=False,  # pixels hardly shrink, and it costs more than sending them
@@ -504,7 +523,7 @@ class HttpServer:
             access_log=False,
             server_header=False,
             headers=_HEADERS,
-            limit_concurrency=200,
+            limit_concurrency=ANSWERED,
             timeout_graceful_shutdown=STOP_LIMIT,  # type: ignore[arg-type]  # asyncio takes fractions
         )
         server = self._server = _Server(config)  # installs no signal handlers outside the main thread

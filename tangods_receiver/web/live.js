@@ -106,6 +106,7 @@
     by("state").className = "state gone";
     document.title = `no connection – ${location.host}`;
     canvas.classList.add("old");
+    showAge();
   }
 
   function say(message) {
@@ -211,6 +212,7 @@
     drawn.push(now);
     drawn = drawn.filter((then) => now - then < 3000);
     by("nothing").hidden = true;
+    if (!header.pixel) showCursor();
     showAbout();
     showAge();
   }
@@ -457,8 +459,9 @@
 
   function showCursor() {
     const out = by("cursor");
+    out.classList.toggle("none", !cursor);
     if (!cursor || !picture) {
-      out.textContent = "";
+      out.textContent = picture ? "Point at a pixel to read its value" : "";
       return;
     }
     const known = exact && exact.row === cursor.row && exact.column === cursor.column ? exact : local();
@@ -501,6 +504,7 @@
     by("state").textContent = said.state;
     by("state").className = `state ${said.state}`;
     document.title = `${said.state} – ${location.host}`;
+    showAge();
     const over = said.series === said.closed && !said.file;
     by("what").textContent = said.series ? `Series ${said.series}${over ? " is over" : ""}` : "No series yet";
     by("error").textContent = said.error;

@@ -11,6 +11,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from tangods_receiver import http
 from tangods_receiver.access import Names, TokenFile, host_of
 from tangods_receiver.errors import ConfigError, HardwareError
 from tangods_receiver.http import HttpServer
@@ -375,3 +376,29 @@ def test_two_hundred_connections_are_enough(engine):
         for one in idle:
             one.close()
         wait_for(lambda: httpx.get(f"{address(server)}/status").status_code == 200)
+
+
+def test_descriptors_are_left_for_files_however_many_connect(engine):
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(HttpServer(engine, "127.0.0.1:0"))
+        many = [stack.enter_context(_socket(server)) for _ in range(400)]
+        for one in many[http.OPEN :]:
+            one.settimeout(5)
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(1) == b""  # cut off
+        assert len(server._server.server_state.connections) == http.OPEN
+
+
+def test_who_connects_and_asks_nothing_is_cut_off(engine, monkeypatch):
+    monkeypatch.setattr(http, "SILENT", 0.3)
+    engine.shot = Shot(1, 1, np.zeros((6, 8), np.uint16))
+    with HttpServer(engine, "127.0.0.1:0") as server, _socket(server) as silent, _socket(server) as half:
+        half.sendall(b"GET /status HTTP/1.1\r\nHost: local")
+        with connect(f"ws://127.0.0.1:{server.port}/ws") as viewer, httpx.Client() as client:
+            assert client.get(f"{address(server)}/last_frame?newer=1:1&wait=1").status_code == 204
+            for one in (silent, half):
+                one.settimeout(5)
+                with contextlib.suppress(ConnectionResetError):
+                    assert one.recv(1) == b""
+            for _ in range(4):  # who asked stays
+                assert "status" in viewer.recv(5)

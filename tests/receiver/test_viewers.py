@@ -18,6 +18,7 @@ from tangods_receiver.errors import ConfigError
 from tangods_receiver.http import HttpServer
 from tangods_receiver.protocol import SeriesStart
 from tangods_receiver.stats import Snapshot
+from tests.receiver.streaming import Sender, read, running, wait_closed
 from tests.receiver.test_http import Engine, Shot
 from tests.waiting import wait_for
 
@@ -388,6 +389,25 @@ def test_who_reads_nothing_for_long_is_cut_off_and_what_waited_for_him_is_gone(e
         with viewer(server) as client:  # its place is free
             client.say()
             assert client.picture()[0]["number"] == 1
+
+
+def test_viewers_that_read_nothing_do_not_touch_the_recording(tmp_path):
+    images = [np.full((1500, 1400), number, np.uint32) for number in range(12)]  # larger than buffers of the system
+    with Sender() as sender, running(tmp_path, sender.endpoint, http="127.0.0.1:0") as engine:
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(deaf(engine._http)) for _ in range(8)]
+            for sock in socks:
+                sock.sendall(text(size=[1500, 1400], rate=50))
+            sender.start(tmp_path / "a.h5", 1, nframes=12)
+            for number, pixels in enumerate(images):
+                sender.frame(number, pixels)
+                time.sleep(0.05)
+            sender.end()
+            closed = wait_closed(engine, 1)
+            wait_for(lambda: sum(size > 1e6 for size in waiting(engine._http)) == 8)  # pictures nobody takes
+        assert (closed.written, closed.missing) == (12, 0)
+    data, _ = read(tmp_path / "a.h5")
+    np.testing.assert_array_equal(data, images)
 
 
 def test_more_viewers_than_there_is_room_for(server, monkeypatch):
