@@ -272,6 +272,49 @@ def keygen(name: str | None, directory: Path, token: Path | None) -> None:
         )
 
 
+@main.group()
+def simulate() -> None:
+    """A vendor's control unit that is not there, for tests; until SIGINT or SIGTERM."""
+
+
+@simulate.command()
+@click.option("--model", default="EIGER2 1M", show_default=True, help="EIGER, EIGER2: 500K, 1M, 4M, 9M, 16M.")
+@click.option("--api", default="1.8.0", show_default=True, type=click.Choice(["1.6.0", "1.8.0"]))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Of the HTTP side [default: any free one].")
+@click.option("--stream-port", default=0, type=click.IntRange(0, 65535), help="Of stream V1 [default: any free one].")
+@click.option("--cbor-port", default=0, type=click.IntRange(0, 65535), help="Of stream V2 [default: any free one].")
+@click.option(
+    "--speed", default=0.01, show_default=True, help="Factor of all delays but exposures; 1: as the real one."
+)
+@click.option("--images", default="synthetic", show_default=True, help="Or a recorded stream V1.")
+@click.option(
+    "--bit-depth", default="0", show_default=True, type=click.Choice(["0", "8", "16", "32"]), help="0: chosen."
+)
+@click.option("--state", default="idle", show_default=True, type=click.Choice(["idle", "na"]), help="At the start.")
+@click.option("--hwm", default=1000, show_default=True, help="Messages that wait before images are dropped.")
+@click.option("--failures", default="{}", metavar="JSON", help="What goes wrong, as of POST /simulator/failures.")
+def eiger(failures: str, bit_depth: str, **options: Any) -> None:
+    """A DECTRIS control unit (SIMPLON): EIGER, EIGER2, PILATUS4. Prints its addresses in one line.
+
+    Edges come by POST /simulator/edge, faults by POST /simulator/failures."""
+    import json
+
+    from tangods_detector.simulators.eiger import EigerOptions, EigerSimulator, Failures
+
+    try:
+        wanted = Failures.from_json(json.loads(failures))
+    except (ValueError, AttributeError) as exc:
+        raise ConfigError(f"failures: {failures!r} is no JSON object ({exc})") from exc
+    stop = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: stop.set())
+    with EigerSimulator(EigerOptions(bit_depth=int(bit_depth), **options)) as unit:  # type: ignore[arg-type]
+        unit.fail(wanted)
+        console.print(f"{unit.options.model} http://{unit.address} {unit.endpoint_v1} {unit.endpoint_v2}")
+        stop.wait()
+
+
 def _report(work: Callable[[Callable[[int, int], None]], Any], title: str) -> None:
     with progress_bar() as bar:
         task = bar.add_task(title, total=None)
