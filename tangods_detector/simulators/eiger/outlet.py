@@ -23,14 +23,14 @@ class Outlet:
         self._host = host
         self.hwm = hwm
         self.waiting: deque[tuple[list[Any], bool, bool]] = deque()
-        self._open(port)
+        self._open(port, 0.0)
         self.endpoint = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
 
-    def _open(self, port: int) -> None:
+    def _open(self, port: int, limit: float) -> None:
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.linger = 0
         self._socket.sndhwm = max(1, min(self.hwm, self._peer_hwm))
-        end = time.monotonic() + REBIND_LIMIT
+        end = time.monotonic() + limit
         while True:
             try:
                 self._socket.bind(f"tcp://{self._host}:{port or '*'}")
@@ -44,7 +44,7 @@ class Outlet:
     def reopen(self) -> None:
         """As a restart of the control unit does: what waits is lost, peers connect again."""
         self.close()
-        self._open(int(self.endpoint.rpartition(":")[2]))
+        self._open(int(self.endpoint.rpartition(":")[2]), REBIND_LIMIT)
 
     def close(self) -> None:
         self.waiting.clear()

@@ -204,6 +204,7 @@ class Detector(Parameters):
         self._mask_is_new = False
         self._flatfields = [self._flatfield, self._flatfield]
         self._derive()
+        self._exclude()
 
     def limits(self, name: str) -> tuple[float | None, float | None]:
         low, high = super().limits(name)
@@ -250,6 +251,9 @@ class Detector(Parameters):
             raise Refused(400, f"nimages must be 1 in trigger_mode {values['trigger_mode']}")
         if name == DIFFERENCE and value == "enabled" and len(self._thresholds()) < 2:
             raise Refused(400, "the difference needs both thresholds enabled")
+        low, high = self.model.energy
+        if name == "element" and value and not low <= table.ELEMENTS[value] <= high:
+            raise Refused(400, f"element {value}: {table.ELEMENTS[value]} eV is out of range: {low} to {high}")
 
     def _follow(self, name: str, value: Any) -> None:
         """What else a write changes."""
@@ -261,9 +265,6 @@ class Detector(Parameters):
         elif name == "wavelength":
             self._set_energy(12398.4198 / value)
         elif name == "element" and value:
-            low, high = self.model.energy
-            if not low <= table.ELEMENTS[value] <= high:
-                raise Refused(400, f"element {value}: {table.ELEMENTS[value]} eV is out of range: {low} to {high}")
             self._set_energy(table.ELEMENTS[value], value)
         elif name in ("threshold_energy", "threshold/1/energy"):
             self._set("threshold_energy", value)
@@ -291,7 +292,10 @@ class Detector(Parameters):
     def _write_array(self, name: str, value: Any) -> None:
         """`value`: the JSON form, or a TIFF file as bytes."""
         is_mask = name.endswith("pixel_mask")
-        array = tiff.decode(value) if isinstance(value, bytes) else from_darray(value)
+        try:
+            array = tiff.decode(value) if isinstance(value, bytes) else from_darray(value)
+        except ValueError as exc:
+            raise Refused(400, f"{name}: {exc}") from exc
         wanted = np.dtype("<u4" if is_mask else "<f4")
         if array.shape != (self.model.height, self.model.width):
             raise Refused(400, f"{name}: shape {list(array.shape)} is not {[self.model.height, self.model.width]}")
@@ -299,7 +303,7 @@ class Detector(Parameters):
             raise Refused(400, f"{name}: type {array.dtype} is not {wanted}")
         (self._masks if is_mask else self._flatfields)[1 if "/2/" in name else 0] = array
         self._mask_is_new |= is_mask
-        self._derive()
+        self._exclude()
 
     # --- derived -----------------------------------------------------------------------------------------------------
 
@@ -314,9 +318,11 @@ class Detector(Parameters):
         self._set("frame_period", values["frame_count_time"] + readout)
         rate = max(4000, int(CUTOFF_RATE * values["count_time"]))
         values["countrate_correction_count_cutoff"] = min(2**bits - 2, rate)
-        values["number_of_excluded_pixels"] = excluded = int(np.count_nonzero(self._masks[0]))
-        self._set("threshold/1/number_of_excluded_pixels", excluded)
-        self._set("threshold/2/number_of_excluded_pixels", int(np.count_nonzero(self._masks[1])))
+
+    def _exclude(self) -> None:
+        """Counts the pixels of the masks."""
+        for name, mask in (("", 0), ("threshold/1/", 0), ("threshold/2/", 1)):
+            self._set(f"{name}number_of_excluded_pixels", int(np.count_nonzero(self._masks[mask])))
 
     def _frame_time_min(self) -> float:
         mode = self.values["roi_mode"]
