@@ -250,10 +250,12 @@ class Viewer:
 
 
 async def _within(seconds: float, what: Coroutine[Any, Any, Any]) -> None:
+    """Not `wait_for`, which before Python 3.12 may take no notice of being cancelled: the viewer would stay for ever."""
+    task = asyncio.create_task(what)
     try:
-        await asyncio.wait_for(what, seconds)
-    except asyncio.TimeoutError:
-        pass
+        await asyncio.wait((task,), timeout=seconds)
+    finally:
+        task.cancel()
 
 
 def _pixel(shot: Shot, wish: Wish) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def page(browser):
     """Afterwards: nothing in the console, nothing from elsewhere."""
     page = Page(browser)
     yield page
-    log, asked = [line for line in page.console() if "/ws' failed" not in line], page.asked()  # it looks again
+    # the receiver has ended, the page looks for it
+    log, asked = [line for line in page.console() if "ERR_CONNECTION_" not in line], page.asked()
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.execute_script("localStorage.clear()")
