@@ -250,7 +250,7 @@ class Viewer:
 
 
 async def _within(seconds: float, what: Coroutine[Any, Any, Any]) -> None:
-    """Not `wait_for`, which before Python 3.12 may take no notice of being cancelled: the viewer would stay for ever."""
+    """Not `wait_for`, which before Python 3.12 may take no notice of being cancelled: its viewer would remain."""
     task = asyncio.create_task(what)
     try:
         await asyncio.wait((task,), timeout=seconds)
