@@ -11,7 +11,6 @@ import zmq
 from tangods_receiver.errors import HardwareError
 
 REBIND_LIMIT = 5.0  # s that the port may still be taken by ourselves
-SMALL = 8192  # bytes that are copied rather than handed over
 
 
 class Outlet:
@@ -76,11 +75,11 @@ class Outlet:
     def _send(self, parts: list[Any], joined: bool) -> bool:
         try:
             if not joined:
-                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+                self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)  # large ones are frames of ZeroMQ already
             elif len(parts) == 1:
-                self._socket.send(parts[0], zmq.NOBLOCK, copy=len(parts[0]) < SMALL)
+                self._socket.send(parts[0], zmq.NOBLOCK)
             elif self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
-                self._socket.send(b"".join(parts), zmq.NOBLOCK, copy=False)
+                self._socket.send(b"".join(parts), zmq.NOBLOCK)
             else:
                 return False
         except zmq.Again:

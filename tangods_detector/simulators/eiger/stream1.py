@@ -65,7 +65,8 @@ class Series1:
         """The parts and the blobs in them. `clock`: s that the detector's clock is ahead of the exposures' one."""
         about, digest, data, blob = self._ready[exposure.number % len(self._ready)]
         if fault == "corrupt":
-            blob = data = damaged(blob)
+            blob = damaged(blob)
+            data = _shared(blob)
         elif fault == "wrong_size":
             about = _json({**orjson.loads(about), "size": len(blob) + 1})
         first = b'{"frame":%d,"hash":"%s","htype":"dimage-1.0","series":%d}' % (exposure.number, digest, self._series)
@@ -94,7 +95,7 @@ class Series1:
             }
         )
         digest = hashlib.md5(about, usedforsecurity=False).hexdigest().encode()
-        return about, digest, zmq.Frame(blob), blob
+        return about, digest, _shared(blob), blob
 
 
 def configuration(setup: Setup) -> dict[str, Any]:
@@ -121,7 +122,12 @@ def damaged(blob: bytes) -> bytes:
 
 def _array(kind: str, values: np.ndarray[Any, Any]) -> Parts:
     about = {"htype": kind, "shape": [*reversed(values.shape)], "type": values.dtype.name}
-    return [_json(about), np.ascontiguousarray(values).tobytes()]
+    return [_json(about), _shared(np.ascontiguousarray(values).tobytes())]
+
+
+def _shared(data: bytes) -> zmq.Frame:
+    """Copied once into ZeroMQ's own memory, to which every message refers; pyzmq needs no thread to free it."""
+    return zmq.Frame(data, copy=True)
 
 
 def _json(value: dict[str, Any]) -> bytes:
