@@ -9,6 +9,8 @@ from typing import Any
 
 from tangods_receiver.errors import ConfigError
 
+TIMES = ("hang_seconds", "drop_after", "late_seconds")  # say how, not what
+
 
 @dataclass
 class Failures:
@@ -73,7 +75,8 @@ class Failures:
 
     def pending(self) -> dict[str, Any]:
         """What is not used up."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != _neutral(f.name)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TIMES}
+        return {name: value for name, value in values.items() if value != _neutral(name)}
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Failures:
