@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tangods_detector.hw.base import Backend
 
 BACKENDS = {
+    "eiger": "tangods_detector.hw.eiger:Eiger",
     "simulator": "tangods_detector.hw.simulator:Simulator",
 }
 

@@ -64,7 +64,7 @@ class TestSimulator(BackendContract):
             with Listener(backend.endpoints()) as listener:
                 series = self.ready(backend, n_frames_per_trigger=40, rotation=90, binning=(2, 1), fliplr=True)
                 backend.start()
-                self.finish(backend)
+                self.finish(backend, listener)
                 wait_for("the end message", lambda: listener.ended(1))
             for frame in listener.frames():
                 expected = expected_frame(SMALL, series.settings, frame.number)
@@ -79,7 +79,7 @@ class TestSimulator(BackendContract):
         self.ready(backend, exposure_time=0.0005, frame_time=0.001, n_frames_per_trigger=500)
         begun = time.monotonic()
         backend.start()
-        self.finish(backend)
+        self.finish(backend, listener)
         assert 0.499 <= time.monotonic() - begun < 1.5
         assert backend.status().frames == 500
 
@@ -98,7 +98,7 @@ class TestSimulator(BackendContract):
         backend.start()
         backend.edges.period = 0.02
         backend.edges.fire(50)
-        self.finish(backend)
+        self.finish(backend, listener)
         assert backend.status().triggers == 2
         assert backend.edges.ignored >= 2
         backend.edges.period = 0.0
@@ -109,7 +109,7 @@ class TestSimulator(BackendContract):
         backend.start()
         begun = time.monotonic()
         backend.edges.fire(2)
-        self.finish(backend)
+        self.finish(backend, listener)
         assert time.monotonic() - begun >= 0.2
 
     def test_a_second_software_trigger_is_refused_while_busy(self, backend: Simulator, listener: Listener) -> None:
@@ -127,7 +127,7 @@ class TestSimulator(BackendContract):
         backend.failures.drop, backend.failures.repeat, backend.failures.reorder = 2, 3, 4
         self.ready(backend, n_frames_per_trigger=60)
         backend.start()
-        self.finish(backend)
+        self.finish(backend, listener)
         wait_for("the end message", lambda: listener.ended(1))
         numbers = [f.number for f in listener.frames()]
         assert len(set(numbers)) == 58
@@ -136,7 +136,7 @@ class TestSimulator(BackendContract):
         listener.messages.clear()
         self.ready(backend, 2)
         backend.start()
-        self.finish(backend)
+        self.finish(backend, listener)
         wait_for("the end message", lambda: listener.ended(2))
         assert [f.number for f in listener.frames()] == list(range(5))
 
@@ -144,7 +144,7 @@ class TestSimulator(BackendContract):
         backend.failures.reorder = 5
         self.ready(backend)
         backend.start()
-        self.finish(backend)
+        self.finish(backend, listener)
         wait_for("the end message", lambda: listener.ended(1))
         assert sorted(f.number for f in listener.frames()) == list(range(5))
 
@@ -152,7 +152,7 @@ class TestSimulator(BackendContract):
         backend.failures.wrong_shape = 2
         self.ready(backend, n_frames_per_trigger=20)
         backend.start()
-        self.finish(backend)
+        self.finish(backend, listener)
         wait_for("the end message", lambda: listener.ended(1))
         assert len(listener.refused) == 2, "the bytes do not fit the announced shape"
         assert len(listener.frames()) == 18
@@ -173,13 +173,14 @@ class TestSimulator(BackendContract):
         backend.stop()
         self.ready(backend, 3)
         backend.start()
-        self.finish(backend)
+        self.finish(backend, listener)
 
     def test_no_end_message(self, backend: Simulator, listener: Listener) -> None:
         backend.failures.no_end = True
         self.ready(backend)
         backend.start()
-        self.finish(backend)
+        wait_for("the end of the series", lambda: backend.status().phase is Phase.DONE)
+        backend.stop()
         self.ready(backend, 2)
         wait_for("the next start message", lambda: listener.started(2))
         assert not listener.ended(1)

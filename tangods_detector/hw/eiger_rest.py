@@ -1,0 +1,107 @@
+"""HTTP to a SIMPLON control unit: one kept-alive connection, its own words in every error. Knows no key."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import httpx
+
+from tangods_receiver.errors import HardwareError
+
+BUSY_PAUSE = 0.2  # s after a 5xx, before a request that may be repeated is
+CONNECT = 3.0  # s for the connection itself
+WORDS = 500  # characters of an answer that are shown
+
+SENT_IN_VAIN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)  # a kept connection that had gone
+
+
+class Refused(HardwareError):
+    """The unit answered, and the answer is an error: `status` is HTTP's, `words` are the unit's."""
+
+    def __init__(self, tried: str, status: int, words: str) -> None:
+        super().__init__(f"{tried}: {status} {words}".strip())
+        self.status, self.words = status, words
+
+
+class Unreachable(HardwareError):
+    """No answer, or half of one. What was asked for may have been done all the same."""
+
+
+class Connection:
+    """One connection, used by one thread at a time; others wait for their turn."""
+
+    def __init__(self, host: str, port: int, timeout: float, transport: httpx.BaseTransport | None = None) -> None:
+        self._base = f"http://{host}:{port}" if port != 80 else f"http://{host}"
+        self._timeout = timeout
+        self._turn = threading.Lock()
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
+        self._client = httpx.Client(
+            base_url=self._base,
+            transport=transport,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60.0),
+        )
+
+    def get(self, path: str, timeout: float = 0.0, **more: Any) -> httpx.Response:
+        """Repeated once when the unit is busy or the connection had gone."""
+        return self._repeated("GET", path, timeout, **more)
+
+    def put(self, path: str, value: Any, timeout: float = 0.0) -> Any:
+        """Write a value: as `get`, for writing the same twice does no harm. The answer, from JSON."""
+        return _json(self._repeated("PUT", path, timeout, json={"value": value}))
+
+    def command(self, path: str, value: Any = None, timeout: float = 0.0) -> Any:
+        """Never repeated. The answer, from JSON."""
+        return _json(self._ask("PUT", path, timeout, **({} if value is None else {"json": {"value": value}})))
+
+    def read(self, path: str, timeout: float = 0.0) -> Any:
+        return _json(self.get(path, timeout))
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _repeated(self, method: str, path: str, timeout: float, **more: Any) -> httpx.Response:
+        try:
+            return self._ask(method, path, timeout, **more)
+        except Refused as exc:
+            if exc.status < 500:
+                raise
+            time.sleep(BUSY_PAUSE)
+        except Unreachable as exc:
+            if not isinstance(exc.__cause__, SENT_IN_VAIN):
+                raise
+        return self._ask(method, path, timeout, **more)
+
+    def _ask(self, method: str, path: str, timeout: float, **more: Any) -> httpx.Response:
+        limit = timeout or self._timeout
+        tried = f"{method} {self._base}{path}"
+        if not self._turn.acquire(timeout=limit):
+            raise Unreachable(f"{tried}: an earlier request has no answer yet after {limit:g} s")
+        try:
+            limits = httpx.Timeout(limit, connect=min(CONNECT, limit))
+            response = self._client.request(method, path, timeout=limits, **more)
+        except httpx.TimeoutException as exc:
+            raise Unreachable(f"{tried}: no answer within {limit:g} s") from exc
+        except (httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:  # RuntimeError: it was closed meanwhile
+            raise Unreachable(f"{tried}: {str(exc) or type(exc).__name__}") from exc
+        finally:
+            self._turn.release()
+        if response.is_error:
+            raise Refused(tried, response.status_code, response.text.strip()[:WORDS])
+        return response
+
+
+def _json(response: httpx.Response) -> Any:
+    """None: an empty answer."""
+    if not response.content:
+        return None
+    try:
+        return response.json()
+    except ValueError as exc:
+        raise HardwareError(
+            f"{response.request.method} {response.request.url}: the answer is no JSON: {response.text[:80]!r}; "
+            "is this a SIMPLON control unit?"
+        ) from exc
