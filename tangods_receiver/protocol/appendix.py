@@ -17,12 +17,18 @@ OTHER = "appendix"  # key of the metadata under which one that is not an object 
 
 @dataclass(frozen=True)
 class Appendix:
-    """`filename` "": live view only; `nframes` None: it does not say; `metadata` all its keys but these two."""
+    """`filename` "": live view only; `nframes` None: it does not say; `endless` it says that nobody knows, by null;
+    `metadata` all its keys but these two."""
 
     filename: str = ""
     nframes: int | None = None
+    endless: bool = False
     save: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def expected(self, announced: int | None) -> int | None:
+        """Frames of the series, where the detector announces so many."""
+        return None if self.endless else announced if self.nframes is None else self.nframes
 
     def beside(self, detector: Mapping[str, Any]) -> dict[str, Any]:
         """The metadata of the series: these, and under `detector` what the detector says of itself. What the user says
@@ -43,12 +49,13 @@ def read(value: Any) -> Appendix:
     if not isinstance(value, Mapping):
         return Appendix(metadata={OTHER: value})
     rest = dict(value)
+    endless = "nframes" in rest and rest["nframes"] is None
     filename, nframes = rest.pop("filename", ""), rest.pop("nframes", None)
     if type(filename) is not str:
         raise StreamError(f"header_appendix: filename is {checks.show(filename)}, not a string")
     if nframes is not None and (type(nframes) is not int or not 0 <= nframes <= checks.MAX_FRAMES):
         raise StreamError(f"header_appendix: nframes is {checks.show(nframes)}, not 0 to {checks.MAX_FRAMES}")
-    return Appendix(filename, nframes, rest.get("save_raw") not in (False, 0), rest)
+    return Appendix(filename, nframes, endless, rest.get("save_raw") not in (False, 0), rest)
 
 
 def _parsed(text: str) -> Any:

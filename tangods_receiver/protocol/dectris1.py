@@ -75,7 +75,7 @@ def _start(head: dict[str, Any], parts: Parts) -> SeriesStart:
     return SeriesStart(
         filename=told.filename,
         series=series,
-        nframes=_announced(config) if told.nframes is None else told.nframes,
+        nframes=told.expected(_announced(config)),
         save=told.save,
         metadata={**unknown, **(told.beside(config) if config else told.metadata)},
         arrays=arrays,

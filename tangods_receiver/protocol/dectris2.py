@@ -142,7 +142,7 @@ def _start(message: dict[Any, Any]) -> SeriesStart:
     return SeriesStart(
         filename=told.filename,
         series=series,
-        nframes=_announced(about) if told.nframes is None else told.nframes,
+        nframes=told.expected(_announced(about)),
         shape=_announced_shape(about),
         dtype=dtype if type(dtype) is str and dtype in ITEMSIZE else None,
         modules=max(1, len(channels)),

@@ -432,3 +432,10 @@ def test_named_regions() -> None:
         with pytest.raises(ConfigError, match="is not one of"):
             write(backend, "RoiMode", "middle")
         backend.close()
+
+
+def test_a_live_series_announces_no_number(eiger: Eiger, listener: Listener) -> None:
+    eiger.arm(Series(1, eiger.configure(Settings()), live=True))
+    start = wait_for("the start", lambda: next((m for m in listener.messages if isinstance(m, SeriesStart)), None))
+    assert start.nframes is None
+    eiger.stop()

@@ -129,6 +129,7 @@ def test_frames_announced(config, expected):
     parts[1] = changed(parts[1], **config)
     assert dectris1.decode(parts).nframes == expected
     assert dectris1.decode([*parts, b'{"nframes": 3}']).nframes == 3
+    assert dectris1.decode([*parts, b'{"nframes": null}']).nframes is None, "nobody knows how many"
 
 
 @pytest.mark.parametrize("text", [b"scan 7", b"{not JSON", b"\xff\xfe", b"[1]", b"5", b'"x"', b"[" * 100_000])
