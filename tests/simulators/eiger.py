@@ -15,7 +15,7 @@ class Client:
     def __init__(self, dcu, timeout=20.0):
         self.dcu = dcu
         self.api = dcu.options.api
-        self.http = httpx.Client(base_url=f"http://{dcu.address}", timeout=timeout)
+        self.http = httpx.Client(base_url=f"http://{dcu.address}", timeout=timeout, verify=False, trust_env=False)
 
     def url(self, where):
         """`detector/config/count_time` -> `/detector/api/1.8.0/config/count_time`"""
@@ -75,7 +75,7 @@ class Puller:
     def messages(self, n, limit=10.0):
         return [self.message(limit) for _ in range(n)]
 
-    def rest(self, quiet=0.15):
+    def rest(self, quiet=0.1):
         found = []
         while self.socket.poll(int(quiet * 1000)):
             found.append(self.socket.recv_multipart())
@@ -94,7 +94,7 @@ class Puller:
 def running(model=SMALL, pull=True, **options):
     """(simulator, client, puller of V1, puller of V2)"""
     context = zmq.Context()
-    with EigerSimulator(EigerOptions(model=model, **{"speed": 0.0002, **options})) as dcu:
+    with EigerSimulator(EigerOptions(model=model, **{"speed": 0.00005, **options})) as dcu:
         client = Client(dcu)
         try:
             pullers = [Puller(context, e) for e in (dcu.endpoint_v1, dcu.endpoint_v2)] if pull else [None, None]

@@ -157,20 +157,21 @@ def test_frame_time_has_the_limit_of_its_model(name, shortest):
 
 
 def test_a_region_changes_the_shortest_frame_time_and_the_shape():
-    d = Detector(model("EIGER2 16M"))
+    d = Detector(model("EIGER2 9M"))
     d.write("count_time", 1e-3)
     d.write("roi_mode", "4M")
     assert d.read("frame_time")["min"] == 1 / 750
     d.write("frame_time", 1 / 750)
     assert d.arm().shape == (2162, 2068)
     d.write("roi_mode", "disabled")
-    assert d.values["frame_time"] == 1 / 133
-    assert d.arm().shape == (4362, 4148)
+    assert d.values["frame_time"] == 1 / 238
+    assert d.arm().shape == (3262, 3108)
     d.write("roi_mode", "merge2x2")
-    assert d.arm().shape == (2181, 2074)
+    assert d.arm().shape == (1631, 1554)
     d.write("roi_mode", "lines")
     d.write("roi_y_size", 64)
-    assert d.arm().shape == (64, 4148) and d.arm().masks[0].shape == (64, 4148)
+    setup = d.arm()
+    assert setup.shape == setup.masks[0].shape == setup.flatfields[0].shape == (64, 3108)
 
 
 def test_a_small_detector_has_no_regions(eiger1):
@@ -273,7 +274,7 @@ def test_the_listed_keys_are_those_of_the_vendor(eiger2):
 def test_every_key_reads_and_its_default_is_within_its_limits():
     for name in MODELS:
         for new in (False, True):
-            if "16M" in name or "9M" in name or (not new and "2" in name.split()[0]):
+            if name.endswith(("4M", "9M", "16M")) or (not new and "2" in name.split()[0]):
                 continue
             d = Detector(model(name), new)
             for key in d.keys:

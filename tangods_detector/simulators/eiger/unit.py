@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # s, times the speed; energy: what the largest detector needs
 DELAYS = {"initialize": 240.0, "arm": 3.0, "energy": 10.0, "disarm": 0.1, "restart": 60.0}
+SHORTEST_RESTART = 0.1  # s: a client must be able to notice it
 BATCH = 32  # images between two looks at the orders
 LOOK = 0.1  # s
 RETRY = 0.005  # s between two attempts to send what waits
@@ -428,7 +429,7 @@ class ControlUnit:
         self._phase = "na"
         self._errors = []
         self._reopen = True
-        self._down_until = time.monotonic() + DELAYS["restart"] * self.options.speed
+        self._down_until = time.monotonic() + max(SHORTEST_RESTART, DELAYS["restart"] * self.options.speed)
         for module in (self.detector, self.stream, self.filewriter, self.monitor_config):
             module.reset()
         self._cv.notify_all()
