@@ -26,6 +26,8 @@ from tangods_receiver.errors import ConfigError, DaqError, HardwareError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+RESET_LIMIT = 1.0  # s for the receiver to close its file
+
 
 @dataclass
 class Order:
@@ -478,6 +480,11 @@ class Acquisition:
         before = receiver.snapshot()
         if before.file or before.state == "running":
             receiver.stop(before.series)
+            end = time.monotonic() + RESET_LIMIT
+            while (now := receiver.snapshot()).file or now.state == "running":
+                if time.monotonic() > end:
+                    break
+                time.sleep(0.02)
         if before.state == "error":
             receiver.reset()
 

@@ -140,16 +140,20 @@ class Course:
         return f"{self._name}: {self._series.n_frames} frames{waiting} into {where}"
 
     def _wait_opened(self) -> None:
-        deadline = time.monotonic() + self._limits.opened
+        deadline = failed = time.monotonic() + self._limits.opened
         while True:
             receiver = self._look_at_receiver(deadline)
             if receiver and self._is_opened(receiver):
                 return
-            if receiver and receiver.state == "error":
-                raise ReceiverError(f"{self._who}: {receiver.error}")
+            error = receiver.error if receiver and receiver.state == "error" else ""
+            if not error or not receiver or receiver.series != self._series.id:
+                failed = time.monotonic() + self._limits.opened / 10
+            elif time.monotonic() > failed:  # it lasts, so it is of this series, and not of leftovers before it
+                raise ReceiverError(f"{self._who}: {error}")
             if time.monotonic() > deadline:
                 raise ReceiverError(
-                    f"{self._who} did not open {self._name} within {self._limits.opened:g} s; "
+                    f"{self._who} did not open {self._name} within {self._limits.opened:g} s"
+                    f"{f' ({error})' if error else ''}; "
                     f"is it connected to {', '.join(self._backend.endpoints())}?"
                 )
             self._desk.serve(0.003)

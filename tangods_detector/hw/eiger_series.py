@@ -160,13 +160,14 @@ class Run(threading.Thread):
 
 
 class Request(threading.Thread):
-    """A question that may take minutes. `late` is called when it is answered although nobody waits any more."""
+    """A question that may take minutes."""
 
-    def __init__(self, ask: Callable[[], Any], late: Callable[[], None]) -> None:
+    def __init__(self, ask: Callable[[], Any]) -> None:
         super().__init__(name="eiger request", daemon=True)
-        self._ask, self._late = ask, late
+        self._ask = ask
         self._deciding = threading.Lock()
-        self._left = self._over = False
+        self._late: Callable[[], None] | None = None
+        self._over = False
         self._answer: Any = None
         self._error: Exception | None = None
 
@@ -177,18 +178,18 @@ class Request(threading.Thread):
             self._error = exc
         with self._deciding:
             self._over = True
-            late = self._left and self._error is None
-        if late:
+        if self._late is not None and self._error is None:
             try:
                 self._late()
             except DaqError as exc:
                 log.warning("%s", exc)
 
-    def leave(self, limit: float) -> bool:
-        """Wait so long, then no more; True: the answer has come."""
+    def leave(self, limit: float, late: Callable[[], None]) -> bool:
+        """Wait so long, then no more: `late` is called if it is answered after that. True: the answer has come."""
         self.join(limit)
         with self._deciding:
-            self._left = not self._over
+            if not self._over:
+                self._late = late
             return self._over
 
     def result(self) -> Any:

@@ -290,11 +290,31 @@ def test_the_receiver_never_opens(bench: Bench) -> None:
 def test_the_receiver_cannot_open(bench: Bench) -> None:
     bench.receiver.opens = False
     bench.acquisition.arm(FILE)
-    bench.receiver.now = replace(bench.receiver.now, state="error", error="/d/a.h5: exists")
-    assert "/d/a.h5: exists" in bench.fault()
+    bench.receiver.now = replace(bench.receiver.now, state="error", error="/d/a.h5: exists", series=1)
+    assert "/d/a.h5: exists" in bench.fault() and "within" not in bench.now.last_error
     bench.receiver.opens = True
     bench.reset()
     bench.good_series()
+
+
+def test_leftovers_before_the_start_message_are_no_error_of_the_series(bench: Bench) -> None:
+    bench.receiver.opens = False
+    bench.acquisition.change(trigger_mode=TriggerMode.SOFTWARE)
+    bench.acquisition.arm(FILE)
+    bench.receiver.now = replace(bench.receiver.now, state="error", error="image 3 belongs to no open series")
+    time.sleep(0.05)
+    assert bench.now.state is State.ARMING
+    bench.receiver.opens = True
+    assert bench.backend.series is not None
+    bench.receiver.now = replace(bench.receiver.now, error="")
+    bench.receiver.begin(bench.backend.series)
+    bench.wait(State.RUNNING)
+    bench.acquisition.stop()
+    bench.wait(State.IDLE)
+    bench.receiver.opens = False
+    bench.acquisition.arm(FILE)
+    bench.receiver.now = replace(bench.receiver.now, state="error", error="the disk is gone", series=0)
+    assert "did not open series 2 within 0.3 s (the disk is gone)" in bench.fault()
 
 
 def test_the_receiver_never_closes(bench: Bench) -> None:

@@ -20,7 +20,8 @@ import zmq
 
 from tangods_detector.hw import eiger_arrays
 from tangods_detector.hw.base import Backend, Parameter, Phase
-from tangods_detector.hw.eiger import Eiger, EigerOptions
+from tangods_detector.hw.eiger import Eiger
+from tangods_detector.hw.eiger_link import EigerOptions
 from tangods_detector.options import parse_options
 from tangods_detector.settings import Series, Settings, TriggerMode, check_together
 from tangods_detector.simulators.eiger import EigerOptions as UnitOptions

@@ -342,16 +342,16 @@ def test_a_trigger_that_fails_is_the_end_unless_it_was_stopped() -> None:
 
 def test_a_question_that_nobody_waits_for_is_followed_up() -> None:
     go, late = threading.Event(), threading.Event()
-    request = Request(lambda: bool(go.wait(5)), late.set)
+    request = Request(lambda: bool(go.wait(5)))
     request.start()
-    assert not request.leave(0.02)
+    assert not request.leave(0.02, late.set)
     go.set()
     assert late.wait(2)
     request.join()
-    quick = Request(lambda: 7, late.set)
+    quick = Request(lambda: 7)
     late.clear()
     quick.start()
-    assert quick.leave(2) and quick.result() == 7
+    assert quick.leave(2, late.set) and quick.result() == 7
     time.sleep(0.02)
     assert not late.is_set()
 

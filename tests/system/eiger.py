@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ class ControlUnit:
 
     def fail(self, **failures: Any) -> None:
         """Instead of what was wished before."""
-        self._post("/simulator/failures", **failures)
+        with suppress(httpx.RemoteProtocolError):  # a restart drops all connections
+            self._post("/simulator/failures", **failures)
 
     def happened(self) -> list[str]:
         return list(self._client.get("/simulator/failures").json()["happened"])

@@ -133,7 +133,7 @@ CASES = (
     Case("late images after an abort", "ON", "ended by Stop", {"late": 3}, LONG, act=stop),
     Case("no end message, complete", "ON", "complete", {"no_end": True}, lost=()),
     Case("no end message, an image lost", "FAULT", "did not close", {"no_end": True, "lose": [7]}, limit=25),
-    Case("a corrupt blob", "ON", "", {"corrupt": [7]}),
+    Case("a corrupt blob", "FAULT", "refused", {"corrupt": [7]}),
     Case("wrong size", "FAULT", "refused", {"wrong_size": [7]}),
     Case("a part missing", "FAULT", "refused", {"missing_part": [7]}),
     Case("full queue", "ON", "dropped 3 messages", {"full_queue": 3}, lost=(0, 1, 2)),
