@@ -116,7 +116,7 @@ class App:
         if kind == "command":
             return self._command(module, key, method, path, body)
         if kind == "files" and module == "filewriter" and method == "GET":
-            return reply({"value": [], "value_type": "string[]", "access_mode": "r"})
+            return reply([])
         if kind == "images" and module == "monitor" and method == "GET":
             return self._images(request, rest[1:], path)
         raise not_found(path)
@@ -149,7 +149,7 @@ class App:
 
     def _read(self, parameters: Parameters, key: str, path: str) -> Response:
         if key == "keys":
-            return reply({"access_mode": "r", "value": parameters.listed(), "value_type": "string[]"})
+            return reply(parameters.listed())
         if key not in parameters.keys:
             raise not_found(path)
         return reply(parameters.read(key))
@@ -162,7 +162,7 @@ class App:
             else table.MODULE_COMMANDS.get(module, ())
         )
         if name == "keys" and method == "GET":
-            return reply({"access_mode": "r", "value": sorted(known), "value_type": "string[]"})
+            return reply(sorted(known))
         if name not in known:
             raise not_found(path)
         if method != "PUT":

@@ -55,7 +55,7 @@ def detector_config(model: Model, new: bool) -> dict[str, Key]:
         "count_time": Key("float", 0.5, low=model.count_time_min, high=LONGEST, unit="s"),
         "countrate_correction_applied": _bool(True),
         "countrate_correction_count_cutoff": Key("uint", 65535, "r"),
-        "data_collection_date": Key("date", "2024-01-01T00:00:00.000+00:00"),
+        "data_collection_date": Key("datetime", "2024-01-01T00:00:00.000+00:00"),
         "description": Key("string", model.description, "r"),
         "detector_distance": Key("float", 0.0, unit="m"),
         "detector_number": Key("string", "E-02-0153" if not model.rich else "E-32-0100", "r"),
@@ -143,7 +143,7 @@ def detector_status(model: Model, new: bool) -> dict[str, Key]:
         **{f"link_{n}": Key("string", "up", "r", allowed=("up", "down")) for n in range(model.links)},
         "state": Key("string", "na", "r"),
         "temperature": Key("float", 23.4, "r", 15.0, 35.0, "C"),
-        "time": Key("date", "", "r"),
+        "time": Key("datetime", "", "r"),
     }
     if new:
         table["series_unique_id"] = Key("string", "", "r")
@@ -212,7 +212,7 @@ def module_status(module: str, new: bool) -> dict[str, Key]:
             "buffer_free": Key("uint", 10, "r"),
             "dropped": Key("uint", 0, "r"),
             "error": errors,
-            "monitor_image_number": Key("uint[]", [], "r"),
+            "monitor_image_number": Key("uint[]", [], "r", listed=False),
             "state": Key("string", "normal", "r"),
         }
     elif module == "filewriter":
