@@ -397,7 +397,10 @@ class Reception:
         with self._changed:
             series = self._open
             quiet_for = 0.0 if any(self._reading) else now - self._heard
-            if series is None or not series.due(now, quiet_for, self._config.stall_timeout):
+            if series is None:
+                return False
+            if not series.due(now, quiet_for, self._config.stall_timeout):
+                series.shut_if_overdue(now)
                 return False
             books = series.close()
             if self._forwarder is not None:
@@ -430,7 +433,7 @@ class Reception:
         if series.opened:
             self._closed = series.id
             self._closings += 1
-        series.latest = None
+        series.latest, series.pieces = None, ()
         self._change()
 
     @staticmethod
@@ -712,7 +715,8 @@ class Reception:
 
     def _look_at(self, series: Series) -> None:
         """Wake the keeper if the series can be closed."""
-        if (series.ended or series.ledger.all_came or series.abandoned) and series.due(time.monotonic(), 0.0, 0.0):
+        over = series.ended or series.closing or series.abandoned or series.ledger.all_came
+        if over and series.due(time.monotonic(), 0.0, 0.0):
             self._wake.set()
 
     def _abandon(self, series: Series, reason: str) -> None:

@@ -75,7 +75,8 @@ class Series:
         self.file: SeriesFile | FileSet | None = None
         self.ready = False  # the file is there, or there is none to be
         self.opened = False  # was told to have been: false where the file could not be made
-        self.closing = False
+        self.closing = False  # no frame is taken any longer
+        self.booked = False  # and the last that was taken is written
         self.busy = 0  # batches on their way to the disk
         self.messages = 0  # image messages of this series, good or not
         self.ended = False
@@ -433,9 +434,9 @@ class Series:
 
     def due(self, now: float, quiet_for: float, stall_timeout: float) -> bool:
         """Can it be closed now? `quiet_for` seconds since any socket gave a message."""
-        if not self.ready or self.closing or self.busy:
+        if not self.ready or self.booked or self.busy:
             return False
-        if self.abandoned or self.ledger.all_came:
+        if self.closing or self.abandoned or self.ledger.all_came:
             return True
         if self.ended and self._everything_came(quiet_for):
             return True
@@ -447,6 +448,12 @@ class Series:
             self.abandoned = f"nothing came for {stall_timeout:g} s"
             return True
         return False
+
+    def shut_if_overdue(self, now: float) -> None:
+        """It must close, however much still comes: else several workers may have no moment in common in which none of
+        them writes."""
+        if self.ready and (self.abandoned or (self.deadline is not None and now >= self.deadline)):
+            self.closing = self.ledger.closed = True
 
     def is_complete(self) -> bool:
         """Everything came, whether it is closed already or not."""
@@ -480,7 +487,7 @@ class Series:
 
     def close(self) -> Books:
         """No frame is taken from here on; the final books."""
-        self.closing = self.ledger.closed = True
+        self.closing = self.booked = self.ledger.closed = True
         expected = self.expected()
         self.missing = self.ledger.missing(expected)
         total = Tally.sum(self.tallies)
@@ -513,7 +520,7 @@ class Series:
 
     def known_missing(self) -> int:
         """Frames known lost so far; frames still on their way in another worker look like it for a moment."""
-        if self.closing:
+        if self.booked:
             return ledgers.total(self.missing)
         return self.ledger.known_missing
 

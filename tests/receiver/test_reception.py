@@ -1,8 +1,16 @@
 """Series that meet each other, and errors that nobody foresaw: what is whole stays whole, and the next series comes."""
 
+import itertools
+import threading
+import time
+from contextlib import suppress
+
 import pytest
+import zmq
 
 from tangods_receiver.reception import Reception
+from tangods_receiver.recovery import check
+from tangods_receiver.seriesfile import SeriesFile
 from tangods_receiver.source import Worker
 from tests.receiver.streaming import Sender, holds, read, running, wait_closed, wait_opened
 from tests.waiting import wait_for
@@ -100,3 +108,52 @@ def test_layout_that_becomes_known_while_the_file_is_committed(tmp_path, sender)
             s = wait_closed(engine, series)
             assert (s.state, s.error, s.written) == ("idle", "", 4)
     assert all(len(read(tmp_path / f"{series}.h5")[0]) == 4 for series in range(1, 21))
+
+
+def test_a_stop_is_obeyed_however_much_still_comes(tmp_path, monkeypatch):
+    """Two workers, and one of them always writes: the series closes with what was taken in time."""
+    begun, changed = [0], threading.Condition()
+
+    def overlapping(file, records, append=SeriesFile.append):
+        with changed:
+            begun[0] += 1
+            own = begun[0]
+            changed.notify_all()
+            changed.wait_for(lambda: begun[0] > own, timeout=0.5)
+        return append(file, records)
+
+    def send():
+        sender.start(tmp_path / "a.h5", series=1)
+        for number in itertools.count():
+            if enough.is_set():
+                return
+            with suppress(zmq.Again):
+                sender.frame(number)
+
+    monkeypatch.setattr(SeriesFile, "append", overlapping)
+    enough = threading.Event()
+    with Sender() as sender, running(tmp_path, sender.endpoint, workers=2, hwm_bytes=1 << 20) as engine:
+        sending = threading.Thread(target=send)
+        sending.start()
+        try:
+            wait_for(lambda: engine.snapshot().written > 100)
+            engine.stop()
+            wait_for(lambda: engine.snapshot().closed == 1, timeout=4.0)
+        finally:
+            enough.set()
+            sending.join()
+        s = wait_closed(engine, 1)
+    assert s.state == "idle" and s.foreign, "what came later is counted"
+    report = check(tmp_path / "a.h5")
+    assert report.ok and report.frames == s.written, report.problems
+
+
+def test_a_series_that_is_over_keeps_no_image(tmp_path):
+    """Pixels are large: only the live view has the newest."""
+    with Sender() as sender, running(tmp_path, sender.endpoint) as engine:
+        sender.start(tmp_path / "a.h5", series=1, nframes=1, modules=2)
+        for module in range(2):
+            sender.frame(0, module=module)
+        wait_closed(engine, 1)
+        over = engine._reception._last
+        assert over.latest is None and not over.pieces
