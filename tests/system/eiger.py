@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ class ControlUnit:
         self._arguments = arguments
 
     def __enter__(self) -> ControlUnit:
-        command = [PROGRAM, "simulate", "eiger", "--model", MODEL, "--speed", "0.002", *self._arguments]
+        self._start(*self._arguments)
+        return self
+
+    def _start(self, *arguments: str) -> None:
+        command = [PROGRAM, "simulate", "eiger", "--model", MODEL, "--speed", "0.002", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         words = self.process.stdout.readline().split()
@@ -40,11 +45,19 @@ class ControlUnit:
         self.endpoints = {"v1": v1, "v2": v2}
         self.port = int(self.http.rpartition(":")[2])
         self._client = httpx.Client(base_url=self.http, timeout=10, trust_env=False)
-        return self
+
+    def switch_on(self) -> None:
+        """Again, where it was; not initialised, as real ones are."""
+        ports = [self.http, self.endpoints["v1"], self.endpoints["v2"]]
+        names = ("--port", "--stream-port", "--cbor-port")
+        self._start("--state", "na", *chain(*zip(names, (p.rpartition(":")[2] for p in ports), strict=True)))
 
     def __exit__(self, *_: object) -> None:
+        self.switch_off()
+
+    def switch_off(self) -> None:
         self._client.close()
-        self.process.terminate()
+        self.process.kill()
         self.process.wait(10)
         assert self.process.stdout is not None
         self.process.stdout.close()

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import h5py
 import pytest
 import tango
 
+from tangods_detector.hw.eiger_parameters import PARAMETERS
 from tangods_detector.localtango import LocalTango
 from tests.system.beamline import ON, wait_for
-from tests.system.eiger import ControlUnit, EigerBeamline, assert_sent
+from tests.system.eiger import GOOD, ControlUnit, EigerBeamline, assert_sent
 
 pytestmark = pytest.mark.system
 STREAMS = ("v1", "v2")
@@ -206,6 +208,58 @@ def sum_of(case: Case) -> int:
 def test_a_unit_that_was_switched_on_is_initialised(local_tango: LocalTango, tmp_path: Any) -> None:
     with ControlUnit("--state", "na") as unit, EigerBeamline(local_tango, "eigerna", tmp_path, unit, "v2") as both:
         both.good_series()
+
+
+def test_a_unit_that_is_switched_off_in_a_series(local_tango: LocalTango, tmp_path: Any) -> None:
+    with ControlUnit() as unit, EigerBeamline(local_tango, "eigeroff", tmp_path, unit, "v1") as both:
+        both.set(nFramesPerTrigger=10_000)
+        both.detector.Arm()
+        wait_for("frames", lambda: both.detector.nFramesAcquired > 100)
+        begun = time.monotonic()
+        unit.switch_off()
+        assert both.wait_end() is tango.DevState.FAULT
+        print(f"switched off: FAULT after {time.monotonic() - begun:.1f} s: {both.detector.status()}")
+        assert "has not answered" in both.detector.LastError
+        both.detector.Reset()
+        both.wait_state(tango.DevState.UNKNOWN)
+        assert "refused" in both.detector.status()
+        unit.switch_on()
+        both.wait_on(30)
+        both.good_series()
+
+
+# --- as clients see it ------------------------------------------------------------------------------------------------
+
+
+def test_its_own_attributes(beamline: EigerBeamline) -> None:
+    detector = beamline.detector
+    for p in PARAMETERS:
+        value = detector.read_attribute(p.name).value
+        assert value is not None, p.name
+    detector.Energy = 11000.0
+    assert (detector.Energy, detector.Threshold) == (11000.0, 5500.0)
+    with pytest.raises(tango.DevFailed, match="Energy: .* is not between"):
+        detector.Energy = 10.0
+    with pytest.raises(tango.DevFailed, match="ExposureTime: .*is not between"):
+        detector.ExposureTime = 9000.0
+    detector.Simplon = "detector/config/beam_center_x = 517.5"
+    assert detector.Simplon == "517.5"
+    file = beamline.acquire(**GOOD)
+    with h5py.File(file) as h5:
+        assert h5["entry/instrument/detector/beam_center_x"][()] == 517.5
+    file.unlink()
+    detector.Simplon = "detector/config/beam_center_x = 0"
+
+
+def test_a_live_view(beamline: EigerBeamline) -> None:
+    beamline.set()
+    beamline.detector.Live()
+    wait_for("images", lambda: beamline.detector.nFramesAcquired > 20)
+    assert beamline.detector.LastImage.shape == (512, 1028)
+    beamline.detector.Stop()
+    assert beamline.wait_end() in ON, beamline.detector.status()
+    assert beamline.detector.nFramesMissing == beamline.snapshot()["missing"] == 0
+    beamline.good_series()
 
 
 # --- overhead ---------------------------------------------------------------------------------------------------------
