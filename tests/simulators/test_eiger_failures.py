@@ -346,6 +346,7 @@ def test_late_images_do_not_disturb_the_next_series(unit):
     ours = [number for number in found if not isinstance(number, tuple)]
     assert ours == ["start", 0, 1, 2, 3, 4, "end"]
     assert [number[0] for number in found if isinstance(number, tuple)] == [1, 1]
+    assert [number for number, _ in dcu.sent] == [0, 1, 2, 3, 4]
     dcu.fail(Failures())
 
 

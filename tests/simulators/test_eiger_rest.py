@@ -1,6 +1,7 @@
 """The HTTP side of the simulated control unit over real sockets: URLs, types, states, blocking, several at a time."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -492,6 +493,8 @@ def test_a_port_that_is_taken():
 def test_options_that_cannot_be():
     with pytest.raises(ConfigError, match="hwm.*api|api.*hwm"):
         EigerOptions(hwm=0, api="2.0")
+    with pytest.raises(ConfigError, match="bit_depth: 12.*state: 'on'|state: 'on'.*bit_depth: 12"):
+        EigerOptions(bit_depth=12, state="on")
     with pytest.raises(ConfigError, match="does not exist"):
         EigerSimulator(EigerOptions(images="/no/such/file"))
 
@@ -502,3 +505,49 @@ def test_close_is_safe_twice():
         dcu.close()
     dcu.close()
     assert json.dumps(dcu.happened) == "[]"
+
+
+# --- everything at once ----------------------------------------------------------------------------------------------
+
+
+def test_whatever_several_clients_do_each_series_begins_and_ends_once():
+    """Commands, parameters and edges from four connections, in no order at all."""
+    wanted = ("arm", "arm", "trigger", "disarm", "abort", "cancel", "state", "nimages", "mode", "edge")
+    codes = set()
+
+    def work(seed, dcu, client):
+        chance = random.Random(seed)
+        with httpx.Client(base_url=f"http://{dcu.address}", timeout=20, verify=False, trust_env=False) as http:
+            for _ in range(80):
+                what = chance.choice(wanted)
+                if what == "state":
+                    answer = http.get(client.url("detector/status/state"))
+                elif what == "nimages":
+                    answer = http.put(client.url("detector/config/nimages"), json={"value": chance.choice([1, 300])})
+                elif what == "mode":
+                    mode = chance.choice(["ints", "inte", "exts", "exte", "eies"])
+                    answer = http.put(client.url("detector/config/trigger_mode"), json={"value": mode})
+                elif what == "edge":
+                    answer = http.post("/simulator/edge", json={"n": 3})
+                else:
+                    answer = http.put(client.url(f"detector/command/{what}"))
+                codes.add(answer.status_code)
+
+    with running() as (dcu, client, v1, _):
+        client.stream("legacy")
+        client.set(count_time=1e-3, frame_time=1e-3)
+        clients = [threading.Thread(target=work, args=(seed, dcu, client)) for seed in range(4)]
+        for thread in clients:
+            thread.start()
+        for thread in clients:
+            thread.join()
+        client.command("abort")
+        assert client.state == "idle" and codes == {200, 400}
+        found = {}
+        for parts in v1.rest():
+            head = json.loads(parts[0])
+            found.setdefault(head["series"], []).append(head["htype"])
+        assert len(found) > 10
+        for kinds in found.values():
+            assert kinds[0] == "dheader-1.0" and kinds[-1] == "dseries_end-1.0"
+            assert set(kinds[1:-1]) <= {"dimage-1.0"}

@@ -286,8 +286,8 @@ def test_every_way_to_end_sends_the_end_message_once(unit, format, how):
     first = puller.messages(3)  # header, two images
     client.command(how)
     thread.join()
-    rest = puller.until(is_end, 1.0)
-    assert len(rest) <= 3 and puller.rest(0.1) == []
+    rest = puller.until(is_end, 2.0)
+    assert len(rest) < 100 and puller.rest(0.1) == []  # of a thousand
     assert not any(map(is_end, first))
     client.command("disarm")
     assert puller.rest(0.05) == []

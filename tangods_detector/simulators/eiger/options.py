@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 from tangods_detector.options import option
 from tangods_receiver.errors import ConfigError
@@ -42,6 +42,9 @@ class EigerOptions:
             )
             if not low <= value <= high
         ]
-        problems += [] if self.api in ("1.6.0", "1.8.0") else [f"api: {self.api!r} is not 1.6.0 or 1.8.0"]
+        for name, hint in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(hint)
+            if choices and value not in choices:
+                problems.append(f"{name}: {value!r} is not one of {', '.join(map(repr, choices))}")
         if problems:
             raise ConfigError("; ".join(problems))

@@ -48,7 +48,7 @@ CHANGED: dict[str, tuple[str, ...]] = {  # what a write answers; all others answ
 DIFFERENCE = "threshold/difference/mode"
 SLOW = ("photon_energy", "incident_energy", "wavelength", "element")  # the flat fields are computed again
 TYPES: dict[str, tuple[type, ...]] = {
-    "float": (int, float), "int": (int,), "uint": (int,), "bool": (bool,), "string": (str,), "date": (str,), "datetime": (str,),
+    "float": (int, float), "int": (int,), "uint": (int,), "bool": (bool,), "string": (str,), "datetime": (str,),
     "float[]": (list,),
 }  # fmt: skip
 

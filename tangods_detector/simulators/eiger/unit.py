@@ -63,6 +63,7 @@ class Series:
         self.aborted = False
         self.over = threading.Event()
         self.offset: float | None = None  # s to add for the time since the first exposure
+        self.sent: list[tuple[int, bytes]] = []
         self.held: list[tuple[list[Any], int, tuple[bytes, ...]]] = []  # sent after the next image
 
 
@@ -76,7 +77,7 @@ class ControlUnit:
         self.on_restart = on_restart
         self.failures = Failures()
         self.happened: list[str] = []  # failures that took place, oldest first
-        self.sent: list[tuple[int, bytes]] = []
+        self.sent: list[tuple[int, bytes]] = []  # in the last series
         self.detector = Detector(self.model, self.new, options.bit_depth)
         self.stream = Stream(table.module_config("stream", self.new), self.new)
         self.filewriter = Parameters(table.module_config("filewriter", self.new), self.new)
@@ -313,7 +314,7 @@ class ControlUnit:
             outlet = self._outlets["v2" if cbor else "v1"] if messages else None
             series = self._series = Series(self._series_id, course, messages, outlet)
             series.pictures = pictures
-            self.sent = []
+            self.sent = series.sent
             self._pulses.clear()
             self._cv.notify_all()
         series.started.wait(10)
@@ -648,7 +649,7 @@ class ControlUnit:
         if not series.outlet.put(parts, series.messages.joined, True):
             self.dropped += 1
         elif self.options.keep_sent:
-            self.sent += [(number, blob) for blob in blobs]
+            series.sent += [(number, blob) for blob in blobs]
 
     def _send_end(self, series: Series) -> None:
         if series.messages is not None and series.outlet is not None:
