@@ -25,6 +25,7 @@ TEST = [
     "ruff==0.17.5",  # pinned: a new release may format differently
     "silx",  # silx view's choice of the default plot; without its GUI
     "types-PyYAML",
+    "vermin",  # what runs on a detector's own computer keeps to its old Python
 ]
 SETUPTOOLS = "setuptools<81"  # taurus and sardana still import pkg_resources
 
@@ -70,6 +71,7 @@ setup(
         "h5py>=3.16",  # earlier ones let two threads into HDF5 at once
         "hdf5plugin",
         "httpx",
+        "inotify-simple",  # runs with Python 3.6, too, and goes into the Pilatus' one-file program
         "numpy",
         "orjson",
         "pillow",

@@ -1,0 +1,115 @@
+"""What a miniCBF says about itself, without decoding its pixels. Python 3.6, see pilatus_stream."""
+
+import base64
+import hashlib
+import re
+from datetime import datetime
+from typing import Any, Dict, NamedTuple, Optional, Tuple
+
+START = b"\x0c\x1a\x04\xd5"
+HEADER_MAX = 65536  # bytes of text before the pixels
+
+_SIZE = re.compile(rb"^X-Binary-Size: *(\d{1,12})\s*$", re.MULTILINE)
+_COLUMNS = re.compile(rb"^X-Binary-Size-Fastest-Dimension: *(\d{1,9})\s*$", re.MULTILINE)
+_ROWS = re.compile(rb"^X-Binary-Size-Second-Dimension: *(\d{1,9})\s*$", re.MULTILINE)
+_PADDING = re.compile(rb"^X-Binary-Size-Padding: *(\d{1,6})\s*$", re.MULTILINE)
+_MD5 = re.compile(rb"^Content-MD5: *(\S+)\s*$", re.MULTILINE)
+_DATE = re.compile(rb"^# (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?\s*$", re.MULTILINE)
+_LINE = re.compile(r"^# ([A-Za-z][A-Za-z0-9_]*)(?::|\s*=)?\s+(.*?)\s*$")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+class Incomplete(ValueError):
+    """It ends too early: it is still being written, or was cut off."""
+
+
+class Damaged(ValueError):
+    """It is complete and still wrong."""
+
+
+class Image(NamedTuple):
+    """`shape` rows, columns; `header` the text; `start` of the pixels' code in the file, which has `size` bytes."""
+
+    shape: Tuple[int, int]
+    header: bytes
+    start: int
+    size: int
+
+
+def examine(data: bytes) -> Image:
+    """Incomplete or Damaged says what is wrong. Padding that was announced must be there, too."""
+    at = data.find(START, 0, HEADER_MAX)
+    if at < 0:
+        if len(data) < HEADER_MAX and b"###CBF".startswith(data[:6]):
+            raise Incomplete(f"{len(data)} bytes and no pixels yet")
+        raise Damaged("not a miniCBF file")
+    header, start = data[:at], at + len(START)
+    if not header.startswith(b"###CBF"):
+        raise Damaged("not a miniCBF file")
+    found = [expression.search(header) for expression in (_SIZE, _ROWS, _COLUMNS)]
+    if None in found:
+        raise Damaged("the header does not say how many rows, columns and bytes there are")
+    size, rows, columns = [int(one.group(1)) for one in found if one]
+    padding = _PADDING.search(header)
+    needed = start + size + (int(padding.group(1)) if padding else 0)
+    if len(data) < needed:
+        raise Incomplete(f"{len(data)} bytes of {needed}")
+    if size < rows * columns:  # at least a byte each
+        raise Damaged(f"{size} bytes cannot hold {rows * columns} pixels")
+    return Image((rows, columns), header, start, size)
+
+
+def check_md5(data: bytes, image: Image) -> None:
+    """Damaged: the bytes of the pixels are not those that were written. Without a sum in the header: nothing."""
+    said = _MD5.search(image.header)
+    if said:
+        found = base64.b64encode(hashlib.md5(memoryview(data)[image.start : image.start + image.size]).digest())
+        if found != said.group(1):
+            raise Damaged(f"MD5 of the pixels is {_text(found)}, the header says {_text(said.group(1))}")
+
+
+def taken_at(header: bytes) -> Optional[float]:
+    """The time in the header, s since the epoch; it is the detector computer's local time, without a zone."""
+    found = _DATE.search(header)
+    if not found:
+        return None
+    try:
+        moment = datetime.strptime(found.group(1).decode("ascii"), "%Y-%m-%dT%H:%M:%S").timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return moment + float(found.group(2) or 0)
+
+
+def fields(header: bytes) -> Dict[str, str]:
+    """Lines such as `# Exposure_time 0.0990000 s` by their names; the text as it is."""
+    found: Dict[str, str] = {}
+    for line in header.decode("latin-1").splitlines():
+        match = _LINE.match(line)
+        if match:
+            found.setdefault(match.group(1), match.group(2))
+    return found
+
+
+def differences(said: Dict[str, str], expected: Dict[str, Any], tolerance: float = 1e-3) -> Dict[str, str]:
+    """What the header says otherwise than expected: numbers, and lists of them, to `tolerance` (relative; a header has
+    few digits), texts by their beginning."""
+    found = {}
+    for name, value in sorted(expected.items()):
+        text = said.get(name)
+        if text is None:
+            found[name] = f"not in the header, expected {value}"
+        elif not (text.startswith(value) if isinstance(value, str) else _are(text, value, tolerance)):
+            found[name] = f"{text}, expected {value}"
+    return found
+
+
+def _are(text: str, value: Any, tolerance: float) -> bool:
+    wanted = value if isinstance(value, (list, tuple)) else [value]
+    numbers = [float(number) for number in _NUMBER.findall(text)][: len(wanted)]
+    if len(numbers) < len(wanted):
+        return False
+    return all(abs(a - b) <= max(1e-7, tolerance * abs(b)) for a, b in zip(numbers, wanted))
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")
