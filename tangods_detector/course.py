@@ -196,7 +196,7 @@ class Course:
                 if receiver:
                     answered = now
                     self._check_receiver(receiver)
-                    self._backend.frames_came(receiver.written + receiver.discarded + receiver.missing)
+                    self._backend.frames_came(receiver.frames + receiver.missing)
                     values.update(self._counters(receiver))
             values = {name: value for name, value in values.items() if value != getattr(self._desk.snapshot, name)}
             if values:
@@ -234,14 +234,14 @@ class Course:
             raise ReceiverError(f"{self._who} closed {self._name} before its end; was it stopped by hand?")
 
     def _all_there(self, receiver: stats.Snapshot) -> bool:
-        unique = receiver.written + receiver.discarded + receiver.missing
+        unique = receiver.frames + receiver.missing
         return self._series.n_frames is not None and unique >= self._series.n_frames
 
     @staticmethod
     def _counters(receiver: stats.Snapshot) -> dict[str, Any]:
         return {
-            "received": receiver.written + receiver.discarded,
-            "written": receiver.written,
+            "received": receiver.frames,
+            "written": receiver.frames_written,
             "missing": receiver.missing,
             "receiver_state": receiver.state,
         }
@@ -265,7 +265,7 @@ class Course:
             if self._wish == "Abort" and limit > self._limits.aborted:  # asked for while we wait
                 limit, deadline = self._limits.aborted, time.monotonic() + self._limits.aborted
             if time.monotonic() > deadline:
-                count = receiver.written + receiver.discarded if receiver else self._desk.snapshot.received
+                count = receiver.frames if receiver else self._desk.snapshot.received
                 raise ReceiverError(
                     f"{self._who} did not close {self._name} within {limit:g} s: "
                     f"{count} of {self._desk.snapshot.acquired} frames and no end came through"
@@ -325,7 +325,7 @@ class Course:
 
     def _judge(self, receiver: stats.Snapshot, ended: str) -> None:
         """The file is closed: was it a good series?"""
-        unique = receiver.written + receiver.discarded
+        unique = receiver.frames
         self._backend.frames_came(unique)
         acquired, remark = self._desk.snapshot.acquired, ""
         try:

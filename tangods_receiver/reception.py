@@ -283,6 +283,7 @@ class Reception:
                 durable=durable,
                 durable_frames=0 if series is None else series.durable,
                 last_number=self._live.number,
+                modules=1 if series is None else series.ledger.modules,
                 live=self._live.stats(),
                 error=self._error or slow or (self._forwarder.remark() if self._forwarder is not None else ""),
                 forward=self._forwarder.stats() if self._forwarder is not None else (),
@@ -684,7 +685,8 @@ class Reception:
         """Does it end the open series, or one that is over?"""
         for series in (self._open, self._last):
             if series is not None and series.ends_with(end):
-                series.end(end, time.monotonic() + self._config.end_timeout)
+                patience = self._config.end_timeout
+                series.end(end, time.monotonic() + patience, patience)
                 self._change()
                 self._look_at(series)
                 return True

@@ -278,7 +278,8 @@ class Snapshot:
     after its end; `expected` None: not announced;
     `rate` frames/s and `throughput` bytes/s over the last second; `durable` True when the last closed file was synced,
     `durable_frames` the images of the open or last series that survive a power loss;
-    `last_number` the number of the newest image in its series (-1: none yet).
+    `last_number` the number of the newest image in its series (-1: none yet); `modules` or channels of a frame of that
+    series: what is counted one by one, see `Tally`.
 
     `workers` what each did since the engine began; `lost` what went wrong in the open or last series, by kind;
     `missing_total` frames missing in all closed series; `commits` and `commit_seconds` since the engine began,
@@ -311,6 +312,7 @@ class Snapshot:
     durable: bool = True
     durable_frames: int = 0
     last_number: int = -1
+    modules: int = 1
     error: str = ""
     workers: tuple[WorkerStats, ...] = ()
     lost: tuple[Loss, ...] = ()
@@ -324,6 +326,15 @@ class Snapshot:
     forward: tuple[PortStats, ...] = ()
     refused: int = 0
     peers_refused: int = 0
+
+    @property
+    def frames(self) -> int:
+        """Frames of the open or last series that came and were new, of all modules."""
+        return (self.written + self.discarded) // self.modules
+
+    @property
+    def frames_written(self) -> int:
+        return self.written // self.modules
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: of plain values, lists and dictionaries."""

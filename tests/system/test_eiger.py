@@ -14,7 +14,7 @@ import tango
 
 from tangods_detector.hw.eiger_parameters import PARAMETERS
 from tangods_detector.localtango import LocalTango
-from tests.system.beamline import ON, wait_for
+from tests.system.beamline import DATASET, ON, wait_for
 from tests.system.eiger import GOOD, ControlUnit, EigerBeamline, assert_sent
 
 pytestmark = pytest.mark.system
@@ -249,6 +249,28 @@ def test_its_own_attributes(beamline: EigerBeamline) -> None:
         assert h5["entry/instrument/detector/beam_center_x"][()] == 517.5
     file.unlink()
     detector.Simplon = "detector/config/beam_center_x = 0"
+
+
+@pytest.mark.parametrize("mode", ["INTERNAL", "EXTERNAL_SINGLE"])
+def test_two_thresholds_and_their_difference(beamline: EigerBeamline, mode: str) -> None:
+    """Each frame has three images; frames are counted."""
+    if beamline.stream == "v1":
+        return  # which has one image in a message
+    detector = beamline.detector
+    detector.Threshold2Mode = detector.ThresholdDifference = "enabled"
+    file = beamline.set(TriggerMode=mode, nFramesPerTrigger=50)
+    detector.Arm()
+    beamline.wait_running()
+    if mode != "INTERNAL":
+        beamline.unit.edge()
+    assert beamline.wait_end() in ON, detector.status()
+    counts = detector.nFramesAcquired, detector.nFramesReceived, detector.nFramesWritten, detector.nFramesMissing
+    assert counts == (50, 50, 50, 0)
+    with h5py.File(file) as h5:
+        assert h5[DATASET].shape == (50, 3, 512, 1028)
+        assert h5[DATASET].id.get_num_chunks() == 150
+    file.unlink()
+    detector.Threshold2Mode = detector.ThresholdDifference = "disabled"
 
 
 def test_a_live_view(beamline: EigerBeamline) -> None:
