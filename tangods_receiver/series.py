@@ -82,6 +82,7 @@ class Series:
         self.ended = False
         self.end_serial: int | None = None
         self.deadline: float | None = None  # when it closes whatever is missing
+        self._patience = 0.0  # s after a frame that came though the end had come
         self.stopped = False
         self.headers = 1  # start messages that came: each sender has its own
         self.trusting = False  # its sender numbers frames and messages differently
@@ -193,7 +194,7 @@ class Series:
             self.messages += len(frames)
             self.latest = frames[-1]
             self.pieces = () if self.ledger.modules == 1 else frames
-            self.last_arrival = time.monotonic()
+            self._heard()
             if self.accepted is not None:
                 self.accepted += frames
             return _records(frames, arrived), []
@@ -219,8 +220,15 @@ class Series:
             if self.accepted is not None:
                 self.accepted += _new_parts(frame, new)
         self.pieces = pieces
-        self.last_arrival = time.monotonic()
+        if len(strangers) < len(frames):
+            self._heard()
         return records, strangers
+
+    def _heard(self) -> None:
+        """There are frames of it: after its end, too, others may be behind them, with a worker who was held up."""
+        self.last_arrival = time.monotonic()
+        if self.deadline is not None and not self.stopped:
+            self.deadline = max(self.deadline, self.last_arrival + self._patience)
 
     def _are_plain(self, frames: Sequence[Frame]) -> bool:
         """Nearly always: all of this series, all alike, none repeated, all to be written. They are then entered."""
@@ -390,7 +398,7 @@ class Series:
         tally = self.tallies[worker]
         tally.received += len(records)
         tally.writing += seconds
-        self.last_arrival = time.monotonic()  # a slow storage is no silence of the sender
+        self._heard()  # a slow storage is no silence of the sender
         if not failure:
             tally.written += len(records)
             tally.bytes += payload
@@ -420,8 +428,9 @@ class Series:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def end(self, message: SeriesEnd, deadline: float) -> None:
-        self.ended, self.deadline = True, deadline
+    def end(self, message: SeriesEnd, deadline: float, patience: float = 0.0) -> None:
+        """Missing frames are waited for until the deadline, and for `patience` s after each one that comes."""
+        self.ended, self.deadline, self._patience = True, deadline, patience
         self._ends += 1
         if message.serial is not None:
             self.end_serial = message.serial
@@ -452,7 +461,7 @@ class Series:
     def shut_if_overdue(self, now: float) -> None:
         """It must close, however much still comes: else several workers may have no moment in common in which none of
         them writes."""
-        if self.ready and (self.abandoned or (self.deadline is not None and now >= self.deadline)):
+        if self.ready and (self.abandoned or (self.stopped and self.deadline is not None and now >= self.deadline)):
             self.closing = self.ledger.closed = True
 
     def is_complete(self) -> bool:

@@ -157,3 +157,42 @@ def test_a_series_that_is_over_keeps_no_image(tmp_path):
         wait_closed(engine, 1)
         over = engine._reception._last
         assert over.latest is None and not over.pieces
+
+
+def test_a_worker_who_is_behind_loses_nothing_when_another_has_read_the_end(tmp_path, monkeypatch):
+    """Its frames are here already: slow storage or much work on the pixels must not cost them."""
+
+    def held_up(worker, inlets, decode, items, handle=Worker._handle):
+        if worker._index == 1:
+            time.sleep(0.4)
+        handle(worker, inlets, decode, items)
+
+    monkeypatch.setattr(Worker, "_handle", held_up)
+    with Sender() as sender, running(tmp_path, sender.endpoint, workers=2, end_timeout=0.8) as engine:
+        time.sleep(0.3)  # both are connected
+        for series in (1, 2):  # one of the two ends is read by the other worker
+            sender.start(tmp_path / f"{series}.h5", series=series, nframes=1001)
+            sender.frames(range(1001))
+            sender.end()
+            s = wait_closed(engine, series)
+            assert (s.written, s.missing, s.foreign) == (1001, 0, 0), s.error
+
+
+def test_what_is_refused_is_counted_in_the_series_in_which_it_came(tmp_path, monkeypatch):
+    def late(worker, inlets, decode, items, handle=Worker._handle):
+        handle(worker, inlets, decode, items)
+        time.sleep(0.3)  # what comes after the start is one batch
+
+    monkeypatch.setattr(Worker, "_handle", late)
+    with Sender() as sender, running(tmp_path, sender.endpoint) as engine:
+        sender.start(tmp_path / "1.h5", series=1)
+        wait_opened(engine, 1)
+        sender.frame(0)
+        sender.parts([b'{"htype": "image"}'])
+        sender.end()
+        sender.start(tmp_path / "2.h5", series=2, nframes=1)
+        sender.frame(0)
+        wait_closed(engine, 2)
+        second, first = engine.history()
+    assert (first.rejected, first.received, second.rejected, second.received) == (1, 2, 0, 1)
+    assert (second.reason, read(tmp_path / "1.h5")[1]["frames_rejected"]) == ("complete", 1)
