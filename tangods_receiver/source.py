@@ -255,11 +255,16 @@ class Worker:
                 reception.frames(index, frames)
                 frames, size = [], 0
                 if not isinstance(message, Frame):
+                    self._refuse(refused)  # they are of the series before it
                     self._take(inlets, message)
         reception.frames(index, frames)
         self._fit(inlets, reception.frame_bytes)
+        self._refuse(refused)
+
+    def _refuse(self, refused: list[StreamError]) -> None:
         if refused:
-            reception.malformed(index, len(refused), refused[0])
+            self._reception.malformed(self._index, len(refused), refused[0])
+            refused.clear()
 
     def _take(self, inlets: Sequence[Inlet], message: SeriesStart | SeriesEnd) -> None:
         if isinstance(message, SeriesStart):
