@@ -219,9 +219,13 @@ class Live:
 
     def _wanted(self) -> set[tuple[Kind, int]]:
         """What somebody looks at."""
-        since = time.monotonic() - max(LOOK, 2 * self._period)
+        since = self._since()
         wanted = {what for what, when in list(self._looks.items()) if when > since}
         return wanted | {("last", 0)} if self._history.rois else wanted
+
+    def _since(self) -> float:
+        """Looks before that are over."""
+        return time.monotonic() - max(LOOK, 2 * self._period)
 
     def _main(self) -> None:
         due = 0.0
@@ -256,8 +260,9 @@ class Live:
     def _forget(self, wanted: set[tuple[Kind, int]]) -> None:
         """What nobody looks at any more, but for the last picture."""
         with self._decoding:
-            for what in [what for what in self._looks if what not in wanted]:
-                del self._looks[what]
+            for what, when in list(self._looks.items()):  # who looks at this moment enters it
+                if what not in wanted and when < self._since():
+                    self._looks.pop(what, None)
             for channel in [channel for channel in self._views if channel and ("last", channel) not in wanted]:
                 if not any((kind, channel) in wanted for kind in KINDS):
                     del self._views[channel]

@@ -279,6 +279,15 @@ def test_what_nobody_looks_at_is_forgotten(view, monkeypatch):
     assert view.last_frame("sum").frames == 1 and view.last_frame().number == 1
 
 
+def test_who_looks_while_it_is_forgotten_what_nobody_looks_at_is_not_forgotten():
+    view = Live()
+    view.show(1, frame(0))
+    wanted = view._wanted()
+    view.last_frame("sum")
+    view._forget(wanted)  # the thread had seen before who looks
+    assert ("sum", 0) in view._looks
+
+
 def test_masked_pixels_take_no_part():
     mask = np.zeros(SHAPE, "<u4")
     mask[2, 3] = 1
