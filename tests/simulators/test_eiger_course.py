@@ -3,6 +3,7 @@
 import pytest
 
 from tangods_detector.simulators.eiger.course import Course, Plan
+from tangods_detector.simulators.eiger.pulses import Pulses
 from tangods_detector.simulators.eiger.states import ALLOWED, STATES, allowed
 
 
@@ -109,6 +110,22 @@ def test_an_abort_forgets_the_rest():
     c.trigger(0.0)
     taken(c, 1.8)
     assert c.discard() == 3 and taken(c, 99) == []
+
+
+def test_pulses_come_at_their_time_or_when_the_detector_is_free():
+    c = course("exts", nimages=2, ntrigger=3)
+    pulses = Pulses()
+    pulses.add(10.0, 5, 0.0, None)
+    assert pulses.next_at(c) == 10.0
+    pulses.give(c, 13.0)
+    assert c.triggers == 2 and c.skipped == 0 and pulses.next_at(c) == 14.0
+    pulses.give(c, 99.0)
+    assert c.triggers == 3 and pulses.next_at(c) is None  # two were too many
+    assert [start for _, start, _ in taken(c, 99.0)] == [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]
+    c = course("exts", nimages=2, ntrigger=3)
+    pulses.add(0.0, 4, 0.0, 1.5)
+    pulses.give(c, 99.0)
+    assert (c.triggers, c.skipped) == (2, 2)  # at 0 and 3
 
 
 # --- states ----------------------------------------------------------------------------------------------------------

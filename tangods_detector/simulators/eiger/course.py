@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 EDGE_MODES = ("exts", "exte", "eies", "extg")
 
@@ -53,6 +54,21 @@ class Plan:
     delay: float = 0.0
     nexpi: int = 1
     double: bool = False
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], readout_time: float) -> Plan:
+        """From the detector's parameters."""
+        return cls(
+            mode=values["trigger_mode"],
+            nimages=values["nimages"],
+            ntrigger=values["ntrigger"],
+            count_time=values["count_time"],
+            frame_time=values["frame_time"],
+            gap=readout_time,
+            delay=values.get("trigger_start_delay", 0.0),
+            nexpi=values.get("nexpi", 1),
+            double=values.get("extg_mode") == "double",
+        )
 
     @property
     def total(self) -> int:

@@ -94,6 +94,17 @@ class Failures:
         return made
 
 
+class Luck:
+    """What goes wrong next, and what did, oldest first."""
+
+    def __init__(self) -> None:
+        self.next = Failures()
+        self.happened: list[str] = []
+
+    def note(self, what: str) -> None:
+        self.happened.append(what)
+
+
 def _neutral(name: str) -> Any:
     found = next(f for f in dataclasses.fields(Failures) if f.name == name)
     return found.default if found.default_factory is dataclasses.MISSING else found.default_factory()

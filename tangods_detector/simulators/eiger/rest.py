@@ -62,19 +62,19 @@ class App:
         failures = unit.failures
         body = await request.body()
         if failures.take_path("hang", path):
-            unit.happened.append(f"hang {path}")
+            unit.luck.note(f"hang {path}")
             await asyncio.sleep(failures.hang_seconds)
             return None
         if failures.take_path("server_error", path):
-            unit.happened.append(f"server_error {path}")
+            unit.luck.note(f"server_error {path}")
             return text(500, f"Internal server error: {path}")
         if request.method == "PUT" and failures.take_path("refuse", path):
-            unit.happened.append(f"refuse {path}")
+            unit.luck.note(f"refuse {path}")
             return text(400, f"Value refused: {path}")
         limit = unit.options.web_limit
         drop = failures.take_path("drop_connection", path)
         if drop:
-            unit.happened.append(f"drop_connection {path}")
+            unit.luck.note(f"drop_connection {path}")
             limit = failures.drop_after
         work = asyncio.ensure_future(run_in_threadpool(self._serve, request, body))
         await asyncio.wait({work}, timeout=limit)
@@ -208,7 +208,7 @@ class App:
             if path == "/simulator/failures":
                 if request.method == "POST":
                     await run_in_threadpool(unit.fail, Failures.from_json(told))
-                return reply({"pending": unit.failures.pending(), "happened": unit.happened})
+                return reply({"pending": unit.failures.pending(), "happened": unit.luck.happened})
         except (ConfigError, ValueError, TypeError) as exc:
             return text(400, str(exc))
         return text(404, f"Not found: {path}")

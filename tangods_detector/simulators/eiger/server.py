@@ -101,7 +101,7 @@ class EigerSimulator:
     @property
     def happened(self) -> list[str]:
         """Failures that took place, oldest first."""
-        return self.unit.happened
+        return self.unit.luck.happened
 
     def edge(self, n: int = 1, width: float = 0.0, period: float | None = None) -> None:
         """`n` external edges, or gates of `width` s, `period` s apart (None: as soon as the detector is free)."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from itertools import islice
 from typing import Any
 
@@ -17,14 +13,14 @@ import zmq
 
 from tangods_detector.simulators.eiger import models, states, table
 from tangods_detector.simulators.eiger.course import EDGE_MODES, Course, Exposure, Plan
-from tangods_detector.simulators.eiger.failures import Failures
+from tangods_detector.simulators.eiger.failures import Failures, Luck
 from tangods_detector.simulators.eiger.images import Picture, Pictures
 from tangods_detector.simulators.eiger.monitor import Monitor
 from tangods_detector.simulators.eiger.options import EigerOptions
 from tangods_detector.simulators.eiger.outlet import Outlet
-from tangods_detector.simulators.eiger.parameters import SLOW, Detector, Parameters, Refused, Status, Stream, now
-from tangods_detector.simulators.eiger.stream1 import Series1
-from tangods_detector.simulators.eiger.stream2 import Series2
+from tangods_detector.simulators.eiger.parameters import SLOW, Detector, Parameters, Refused, Setup, Status, Stream, now
+from tangods_detector.simulators.eiger.pulses import Pulses
+from tangods_detector.simulators.eiger.sender import Sender, Series, messages_of, ulid
 
 log = logging.getLogger(__name__)
 
@@ -34,37 +30,7 @@ SHORTEST_RESTART = 0.1  # s: a client must be able to notice it
 BATCH = 32  # images between two looks at the orders
 LOOK = 0.1  # s
 RETRY = 0.005  # s between two attempts to send what waits
-STALE = 41  # series id of stale images before the first series
 PEER_BYTES = 400_000_000  # that may wait in the socket of one peer
-BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-
-
-@dataclass
-class Pulse:
-    """An external edge. `at` None: as soon as the detector is free after `asked`."""
-
-    at: float | None
-    asked: float
-    width: float
-
-
-class Series:
-    """One arm. What follows `over` is history."""
-
-    def __init__(self, number: int, course: Course, messages: Series1 | Series2 | None, outlet: Outlet | None) -> None:
-        self.id = number
-        self.course = course
-        self.messages = messages
-        self.outlet = outlet
-        self.pictures: tuple[Picture, ...] = ()
-        self.started = threading.Event()  # the start message is sent
-        self.ending = False
-        self.silent = False  # no end message
-        self.aborted = False
-        self.over = threading.Event()
-        self.offset: float | None = None  # s to add for the time since the first exposure
-        self.sent: list[tuple[int, bytes]] = []
-        self.held: list[tuple[list[Any], int, tuple[bytes, ...]]] = []  # sent after the next image
 
 
 class ControlUnit:
@@ -75,15 +41,14 @@ class ControlUnit:
         self.model = models.model(options.model, options.sensor)
         self.new = options.api != "1.6.0"
         self.on_restart = on_restart
-        self.failures = Failures()
-        self.happened: list[str] = []  # failures that took place, oldest first
+        self.luck = Luck()
         self.sent: list[tuple[int, bytes]] = []  # in the last series
         self.detector = Detector(self.model, self.new, options.bit_depth)
         self.stream = Stream(table.module_config("stream", self.new), self.new)
         self.filewriter = Parameters(table.module_config("filewriter", self.new), self.new)
         self.monitor_config = Parameters(table.module_config("monitor", self.new), self.new)
         self.monitor = Monitor(self.monitor_config)
-        self.dropped = 0
+        self._sender = Sender(self.luck, self.monitor, options.keep_sent)
         self._pictures = Pictures(self.model, options.images)
         self._cv = threading.Condition()
         self._phase: str = options.state
@@ -94,7 +59,7 @@ class ControlUnit:
         self._interrupted = threading.Event()  # ends a slow arm or energy
         self._high_voltage_at = 0.0
         self._down_until = 0.0
-        self._pulses: deque[Pulse] = deque()
+        self._pulses = Pulses()
         self._late: list[tuple[float, Series, list[Exposure]]] = []
         self._reopen = False
         self._closing = False
@@ -125,6 +90,11 @@ class ControlUnit:
     def endpoint(self, which: str) -> str:
         return self._outlets[which].endpoint
 
+    @property
+    def failures(self) -> Failures:
+        """What goes wrong next."""
+        return self.luck.next
+
     # --- states ------------------------------------------------------------------------------------------------------
 
     @property
@@ -150,7 +120,7 @@ class ControlUnit:
         high_voltage = {"high_voltage/state": lambda: self._high_voltage(), "series_unique_id": lambda: self._unique}
         monitor = self.monitor
         told: dict[str, dict[str, Callable[[], Any]]] = {
-            "stream": {"dropped": lambda: self.dropped, "state": self._stream_state},
+            "stream": {"dropped": lambda: self._sender.dropped, "state": self._stream_state},
             "filewriter": {"state": self._writer_state},
             "monitor": {
                 "buffer_free": lambda: monitor.free,
@@ -205,7 +175,7 @@ class ControlUnit:
                 self.stream.values = before
                 raise
             if "mode" in changed and self.stream.values["mode"] == "enabled":
-                self.dropped = 0
+                self._sender.dropped = 0
             return sorted(changed)
 
     def _back_to_idle(self) -> None:
@@ -256,69 +226,58 @@ class ControlUnit:
         return {}
 
     def _arm(self) -> dict[str, Any]:
+        self._end_former()
         with self._cv:
             self._check_state("arm")
-            self._end_now()  # of a series that is complete and was not disarmed
-            former = self._series
-        if former is not None:
-            former.over.wait(10)
-        with self._cv:
-            self._check_state("arm")
-            depth = self.failures.take("bit_depth")
-            self.detector.bit_depth = depth or self.options.bit_depth
-            if depth:
-                self._note(f"bit_depth {depth}")
-            setup = self.detector.arm()
+            setup, wait = self._set_up()
             self._phase = "configure"
             self._interrupted.clear()
-            wait = self.failures.take("arm_seconds")
-            if wait:
-                self._note(f"arm_seconds {wait:g}")
-        interrupted = self._interrupted.wait(wait or DELAYS["arm"] * self.options.speed)
+        interrupted = self._interrupted.wait(wait)
         cbor = self.new and self.stream.values["format"] == "cbor"
-        values = setup.values
-        pictures = self._pictures.encoded(setup, str(values["compression"]), raw_lz4=not cbor)
-        course = Course(
-            Plan(
-                mode=values["trigger_mode"],
-                nimages=values["nimages"],
-                ntrigger=values["ntrigger"],
-                count_time=values["count_time"],
-                frame_time=values["frame_time"],
-                gap=self.model.readout_time,
-                delay=values.get("trigger_start_delay", 0.0),
-                nexpi=values.get("nexpi", 1),
-                double=values.get("extg_mode") == "double",
-            )
-        )
+        pictures = self._pictures.encoded(setup, str(setup.values["compression"]), raw_lz4=not cbor)
         with self._cv:
             if self._phase != "configure":
                 raise Refused(400, f"arm was interrupted, the state is {self._phase}")
             self._phase = "idle"
             if interrupted:
                 raise Refused(400, "arm was aborted")
-            self._series_id += 1
-            self._unique = ulid()
-            messages: Series1 | Series2 | None = None
-            told = self.stream.values
-            detail, appendix, image_appendix = told["header_detail"], told["header_appendix"], told["image_appendix"]
-            if told["mode"] == "enabled":
-                if cbor:
-                    date = values["data_collection_date"]
-                    messages = Series2(
-                        self._series_id, self._unique, setup, pictures, detail, appendix, image_appendix, date
-                    )
-                else:
-                    texts = [text if isinstance(text, str) else "" for text in (appendix, image_appendix)]
-                    messages = Series1(self._series_id, setup, pictures, detail, *texts)
-            outlet = self._outlets["v2" if cbor else "v1"] if messages else None
-            series = self._series = Series(self._series_id, course, messages, outlet)
-            series.pictures = pictures
-            self.sent = series.sent
-            self._pulses.clear()
-            self._cv.notify_all()
+            series = self._open(setup, pictures, cbor)
         series.started.wait(10)
         return self._answer()
+
+    def _end_former(self) -> None:
+        """A series that is complete and was not disarmed."""
+        with self._cv:
+            self._check_state("arm")
+            self._end_now()
+            former = self._series
+        if former is not None:
+            former.over.wait(10)
+
+    def _set_up(self) -> tuple[Setup, float]:
+        """What the series is taken with, and how long arming takes."""
+        depth, wait = self.failures.take("bit_depth"), self.failures.take("arm_seconds")
+        for name, wished in (("bit_depth", depth), ("arm_seconds", wait)):
+            if wished:
+                self.luck.note(f"{name} {wished:g}")
+        self.detector.bit_depth = depth or self.options.bit_depth
+        return self.detector.arm(), wait or DELAYS["arm"] * self.options.speed
+
+    def _open(self, setup: Setup, pictures: tuple[Picture, ...], cbor: bool) -> Series:
+        """The new series; its start message is on its way."""
+        self._series_id += 1
+        self._unique = ulid()
+        told = self.stream.values
+        messages = None
+        if told["mode"] == "enabled":
+            messages = messages_of(self._series_id, self._unique, setup, pictures, told, cbor)
+        course = Course(Plan.of(setup.values, self.model.readout_time))
+        series = Series(self._series_id, course, pictures, messages, self._outlets["v2" if cbor else "v1"])
+        self._series = series
+        self.sent = series.sent
+        self._pulses.clear()
+        self._cv.notify_all()
+        return series
 
     def _trigger(self, value: Any) -> dict[str, Any]:
         with self._cv:
@@ -358,7 +317,7 @@ class ControlUnit:
                     self._abort(series, clock)
                 if self.failures.take("no_end"):
                     series.silent = True
-                    self._note("no_end")
+                    self.luck.note("no_end")
                 self._cv.notify_all()
         if series is not None:
             while not series.over.wait(LOOK) and not self._closing:
@@ -386,7 +345,7 @@ class ControlUnit:
         series.course.stop(time.monotonic())
         series.ending = True
         if silent:
-            series.silent = True
+            series.silent = series.aborted = True
             series.course.discard()
         self._cv.notify_all()
 
@@ -414,7 +373,7 @@ class ControlUnit:
                 self._restart()
             elif module == "stream":
                 self.stream.reset()
-                self.dropped = 0
+                self._sender.dropped = 0
             elif module == "monitor":
                 self.monitor.clear()
                 if name == "initialize":
@@ -445,28 +404,25 @@ class ControlUnit:
             series = self._series
             if series is None or series.ending or series.course.plan.mode not in EDGE_MODES:
                 return
-            asked = time.monotonic()
-            for k in range(n):
-                if self.failures.skip_edges:
-                    self.failures.skip_edges -= 1
-                    self._note("skip_edges")
-                    continue
-                self._pulses.append(Pulse(None if period is None else asked + k * period, asked, width))
+            skipped = min(n, self.failures.skip_edges)
+            self.failures.skip_edges -= skipped
+            self.luck.happened += ["skip_edges"] * skipped
+            self._pulses.add(time.monotonic(), n - skipped, width, period)
             self._cv.notify_all()
 
     def fail(self, failures: Failures) -> None:
         """Instead of what is still pending."""
         with self._cv:
-            self.failures = failures
+            self.luck.next = failures
             if failures.restart:
                 failures.restart = False
-                self._note("restart")
+                self.luck.note("restart")
                 self._restart()
             if failures.error and failures.error_at is None:
                 self._fall(failures.take("error"))
 
     def _fall(self, text: str) -> None:
-        self._note(f"error: {text}")
+        self.luck.note(f"error: {text}")
         self._errors = [text]
         self._phase = "error"
         self._pulses.clear()
@@ -474,9 +430,6 @@ class ControlUnit:
             self._series.course.stop(time.monotonic())
             self._series.course.discard()
         self._cv.notify_all()
-
-    def _note(self, what: str) -> None:
-        self.happened.append(what)
 
     # --- the thread that exposes and sends ---------------------------------------------------------------------------
 
@@ -503,7 +456,9 @@ class ControlUnit:
             clock = time.monotonic()
             series = self._series
             if series is not None:
-                self._take_pulses(series, clock)
+                self._pulses.give(series.course, clock)
+                if "ntriggers_skipped" in self.detector.keys:
+                    self.detector.values["ntriggers_skipped"] = series.course.skipped
                 if self.options.end_message == "complete" and series.course.complete(clock):
                     series.ending = True
             exposures = list(islice(series.course.due(clock), BATCH)) if series is not None else []
@@ -518,18 +473,33 @@ class ControlUnit:
             if outlet.waiting:
                 outlet.flush()
         if series is not None:
-            if not series.started.is_set():
-                self._send_start(series)
-            for exposure in exposures:
-                self._send_image(series, exposure)
-            if finished:
-                self._send_end(series)
+            self._send(series, exposures, finished)
         for _, former, images in late:
             for exposure in images:
-                self._note(f"late {exposure.number}")
-                self._put_image(former, exposure)
+                self.luck.note(f"late {exposure.number}")
+                self._sender.put_image(former, exposure)
         if not exposures and not finished:
             self._sleep()
+
+    def _send(self, series: Series, exposures: list[Exposure], finished: bool) -> None:
+        if not series.started.is_set():
+            self._sender.start(series)
+        for exposure in exposures:
+            what = self._sender.image(series, exposure)
+            if what:
+                with self._cv:
+                    if what == "restart":
+                        self._restart()
+                    else:
+                        self._fall(self.failures.take("error"))
+                return
+        if finished:
+            self._sender.end(series)
+            with self._cv:
+                if self._series is series:
+                    self._series = None
+                series.over.set()
+                self._cv.notify_all()
 
     def _sleep(self) -> None:
         with self._cv:
@@ -541,138 +511,12 @@ class ControlUnit:
             if series is not None:
                 if not series.started.is_set() or (series.ending and series.course.next_at() is None):
                     return
-                times += [at for at in (series.course.next_at(), self._next_pulse(series)) if at is not None]
+                times += [at for at in (series.course.next_at(), self._pulses.next_at(series.course)) if at is not None]
             clock = time.monotonic()
             until = min(times, default=clock + LOOK)
             self._cv.wait(max(0.0, min(until - clock, RETRY if waiting else LOOK)))
-
-    def _next_pulse(self, series: Series) -> float | None:
-        return self._pulse_time(series, self._pulses[0]) if self._pulses else None
-
-    @staticmethod
-    def _pulse_time(series: Series, pulse: Pulse) -> float:
-        return max(pulse.asked, series.course.free_at()) if pulse.at is None else pulse.at
-
-    def _take_pulses(self, series: Series, clock: float) -> None:
-        while self._pulses and self._pulse_time(series, self._pulses[0]) <= clock:
-            pulse = self._pulses.popleft()
-            series.course.edge(self._pulse_time(series, pulse), pulse.width)
-            if series.course.stopped or series.course.all_triggers:
-                self._pulses.clear()
-        if "ntriggers_skipped" in self.detector.keys:
-            self.detector.values["ntriggers_skipped"] = series.course.skipped
-
-    def _send_start(self, series: Series) -> None:
-        stale = self.failures.take("stale")
-        if series.messages is not None and series.outlet is not None:
-            if stale:
-                self._send_stale(series, stale)
-            series.outlet.put(series.messages.start(), series.messages.joined)
-        series.started.set()
-
-    def _send_stale(self, series: Series, n: int) -> None:
-        """Images as an aborted series left them."""
-        former = series.id - 1 or STALE
-        for k in range(n):
-            self._note(f"stale image {k} of series {former}")
-            exposure = Exposure(k, time.monotonic(), time.monotonic(), 0.001)
-            assert series.messages is not None and series.outlet is not None
-            parts, _ = series.messages.of_series(former).image(exposure, 0.0)
-            series.outlet.put(parts, series.messages.joined, True)
-
-    def _send_image(self, series: Series, exposure: Exposure) -> None:
-        if series.aborted or (series.ending and series.silent):
-            return
-        number = exposure.number
-        if self.monitor.enabled:
-            self.monitor.put(series.id, number, series.pictures[number % len(series.pictures)].arrays[0])
-        if series.messages is None:
-            return
-        if self.failures.of_images():
-            with self._cv:
-                self._send_with_failures(series, exposure)
-        else:
-            self._put_image(series, exposure)
-
-    def _send_with_failures(self, series: Series, exposure: Exposure) -> None:
-        failures, number = self.failures, exposure.number
-        if failures.restart_at == number:
-            failures.restart_at = None
-            self._note(f"restart at {number}")
-            self._restart()
-            return
-        if failures.error_at == number:
-            failures.error_at = None
-            self._fall(failures.take("error"))
-            return
-        if failures.take_image("lose", number):
-            self._note(f"lose {number}")
-            return
-        if failures.full_queue:
-            failures.full_queue -= 1
-            self._note(f"full_queue {number}")
-            self.dropped += 1
-            return
-        fault = ""
-        for name in ("corrupt", "wrong_size", "missing_part"):
-            if failures.take_image(name, number):
-                fault = name
-                self._note(f"{name} {number}")
-        if failures.take_image("reorder", number):
-            self._note(f"reorder {number}")
-            self._put_image(series, exposure, fault, hold=True)
-            return
-        self._put_image(series, exposure, fault)
-        if failures.take_image("duplicate", number):
-            self._note(f"duplicate {number}")
-            self._put_image(series, exposure, fault)
-
-    def _put_image(self, series: Series, exposure: Exposure, fault: str = "", hold: bool = False) -> None:
-        messages = series.messages
-        assert messages is not None and series.outlet is not None
-        if series.offset is None:
-            series.offset = 0.0 if isinstance(messages, Series1) else -exposure.start
-            if isinstance(messages, Series2):
-                began = datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - exposure.start)
-                messages.date = began.isoformat(timespec="microseconds")
-        parts, blobs = messages.image(exposure, series.offset, fault)
-        if hold:
-            series.held.append((parts, exposure.number, blobs))
-            return
-        self._put(series, parts, exposure.number, blobs)
-        for held in series.held:
-            self._put(series, *held)
-        series.held.clear()
-
-    def _put(self, series: Series, parts: list[Any], number: int, blobs: tuple[bytes, ...]) -> None:
-        assert series.messages is not None and series.outlet is not None
-        if not series.outlet.put(parts, series.messages.joined, True):
-            self.dropped += 1
-        elif self.options.keep_sent:
-            series.sent += [(number, blob) for blob in blobs]
-
-    def _send_end(self, series: Series) -> None:
-        if series.messages is not None and series.outlet is not None:
-            for held in series.held:
-                self._put(series, *held)
-            if series.aborted:
-                series.outlet.discard_images()
-            if not series.silent:
-                series.outlet.put(series.messages.end(), series.messages.joined)
-        with self._cv:
-            if self._series is series:
-                self._series = None
-            series.started.set()
-            series.over.set()
-            self._cv.notify_all()
 
 
 def _format_first(key: str) -> tuple[bool, str]:
     """What an appendix may be depends on it."""
     return key != "format", key
-
-
-def ulid() -> str:
-    """A sortable id: milliseconds, then chance."""
-    number = (time.time_ns() // 1_000_000) << 80 | random.getrandbits(80)
-    return "".join(BASE32[number >> 5 * k & 31] for k in range(25, -1, -1))
