@@ -140,13 +140,13 @@ class Link:
         """The unit forgets everything, also its count of series; what the user had set is set again."""
         unit, limit = self.unit, self.options.initialize_timeout
         self.blocking(lambda: unit.connection.command(unit.path("detector/command/initialize"), None, limit))
-        unit.forget()
         if (state := self.state()) != "idle":
             raise HardwareError(f"initialize: the state is {state} and not idle{self.words_of_error(state)}")
-        if unit.has("stream/config/mode"):
-            unit.set("stream/config/mode", "disabled")
+        unit.forget()
+        unit.set("stream/config/mode", "disabled")
         self.arm()  # some parameters, such as flatfields, are only final after the first
         self.command("disarm")
+        unit.forget()
         for key, value in list(self.chosen.items()):
             try:
                 unit.set(key, value)

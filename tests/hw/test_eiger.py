@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -132,15 +133,13 @@ def write(backend: Eiger, name: str, given: Any) -> Any:
 
 def test_a_unit_that_was_switched_on_is_initialised_and_its_stream_set_up() -> None:
     with EigerSimulator(UnitOptions(model="EIGER2 500K", speed=0.002, state="na")) as dcu:
-        backend = connected(dcu, "v2", header_detail="all")
-        info = backend.connect()
-        assert (info.shape, info.sensor_material) == ((512, 1028), "Si")
-        assert value(dcu, "status/state") == "idle"
-        stream = {name: dcu.unit.stream.values[name] for name in ("mode", "format", "header_detail")}
-        assert stream == {"mode": "enabled", "format": "cbor", "header_detail": "all"}
-        assert dcu.unit.filewriter.values["mode"] == dcu.unit.monitor_config.values["mode"] == "disabled"
-        assert dcu.unit.dropped == 0
-        backend.close()
+        with closing(connected(dcu, "v2", header_detail="all")) as backend:
+            info = backend.connect()
+            assert (info.shape, info.sensor_material) == ((512, 1028), "Si")
+            assert value(dcu, "status/state") == "idle"
+            stream = {name: dcu.unit.stream.values[name] for name in ("mode", "format", "header_detail")}
+            assert stream == {"mode": "enabled", "format": "cbor", "header_detail": "all"}
+            assert dcu.unit.filewriter.values["mode"] == dcu.unit.monitor_config.values["mode"] == "disabled"
 
 
 def test_version_1_6_has_no_stream_2() -> None:
@@ -286,6 +285,38 @@ def test_numbers_begin_again_and_what_was_set_is_set_again_after_a_restart(
     wait_for("its images", lambda: len(listener.frames(again)) == 2)
 
 
+def test_a_stream_that_somebody_has_switched_off_is_switched_on(
+    eiger: Eiger, dcu: EigerSimulator, listener: Listener
+) -> None:
+    httpx.put(f"http://{dcu.address}/stream/api/1.8.0/config/mode", json={"value": "disabled"}).raise_for_status()
+    number = eiger.arm(Series(1, eiger.configure(Settings())))
+    wait_for("the start", lambda: listener.started(number))
+    eiger.stop()
+
+
+def test_an_edge_that_comes_at_once_is_taken(eiger: Eiger, dcu: EigerSimulator, listener: Listener) -> None:
+    settings = eiger.configure(Settings(exposure_time=0.001, trigger_mode=TriggerMode.EXTERNAL_SINGLE))
+    over = threading.Event()
+
+    def generator() -> None:
+        while not over.wait(0.001):
+            dcu.edge()
+
+    thread = threading.Thread(target=generator)
+    thread.start()
+    try:
+        for _ in range(5):
+            number = eiger.arm(Series(1, settings))
+            eiger.start()
+            wait_for("the image", lambda n=number: listener.frames(n))
+            eiger.frames_came(1)
+            assert eiger.status().phase is Phase.DONE
+            eiger.stop()
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_a_restart_is_seen_between_series_and_in_one(eiger: Eiger, dcu: EigerSimulator, listener: Listener) -> None:
     settings = eiger.configure(Settings(n_triggers=2, trigger_mode=TriggerMode.EXTERNAL_MULTI))
     eiger.arm(Series(1, settings))
@@ -379,15 +410,14 @@ def test_parameters_in_a_series(eiger: Eiger, dcu: EigerSimulator, listener: Lis
 
 def test_what_a_model_has_not() -> None:
     with EigerSimulator(UnitOptions(model="EIGER 500K", api="1.6.0", speed=0.002)) as dcu:
-        backend = connected(dcu, "v1")
-        assert math.isnan(parameter(backend, "Threshold2").get(backend))
-        assert parameter(backend, "CountingMode").get(backend) == ""
-        with pytest.raises(ConfigError, match="Threshold2: this detector has no"):
-            write(backend, "Threshold2", 9000.0)
-        assert write(backend, "MaskToZero", False) is False
-        assert write(backend, "FlatfieldCorrection", False) is False
-        assert parameter(backend, "DetectorTemperature").get(backend) == pytest.approx(23.4)
-        backend.close()
+        with closing(connected(dcu, "v1")) as backend:
+            assert math.isnan(parameter(backend, "Threshold2").get(backend))
+            assert parameter(backend, "CountingMode").get(backend) == ""
+            with pytest.raises(ConfigError, match="Threshold2: this detector has no"):
+                write(backend, "Threshold2", 9000.0)
+            assert write(backend, "MaskToZero", False) is False
+            assert write(backend, "FlatfieldCorrection", False) is False
+            assert parameter(backend, "DetectorTemperature").get(backend) == pytest.approx(23.4)
 
 
 def test_any_key(eiger: Eiger) -> None:
@@ -426,13 +456,12 @@ def test_mask_and_flat_field_as_files(eiger: Eiger, tmp_path: Path, suffix: str)
 
 def test_named_regions() -> None:
     with EigerSimulator(UnitOptions(model="EIGER2 16M", speed=0.001)) as dcu:
-        backend = connected(dcu, "v2")
-        assert backend.image_format(Settings())[0] == (4362, 4148)
-        assert write(backend, "RoiMode", "4M") == "4M"
-        assert backend.image_format(backend.configure(Settings()))[0] == (2162, 2068)
-        with pytest.raises(ConfigError, match="is not one of"):
-            write(backend, "RoiMode", "middle")
-        backend.close()
+        with closing(connected(dcu, "v2")) as backend:
+            assert backend.image_format(Settings())[0] == (4362, 4148)
+            assert write(backend, "RoiMode", "4M") == "4M"
+            assert backend.image_format(backend.configure(Settings()))[0] == (2162, 2068)
+            with pytest.raises(ConfigError, match="is not one of"):
+                write(backend, "RoiMode", "middle")
 
 
 def test_a_live_series_announces_no_number(eiger: Eiger, listener: Listener) -> None:

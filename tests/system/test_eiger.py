@@ -210,6 +210,20 @@ def test_a_unit_that_was_switched_on_is_initialised(local_tango: LocalTango, tmp
         both.good_series()
 
 
+def test_an_eiger_of_the_first_kind(local_tango: LocalTango, tmp_path: Any) -> None:
+    first = ("--model", "EIGER 500K", "--api", "1.6.0")
+    with ControlUnit(*first) as unit, EigerBeamline(local_tango, "eiger1", tmp_path, unit, "v1") as both:
+        for mode in ("INTERNAL", "EXTERNAL_MULTI", "EXTERNAL_GATE"):
+            file = both.set(TriggerMode=mode, nTriggers=20, nFramesPerTrigger=1)
+            both.detector.Arm()
+            both.wait_running()
+            unit.edge(20 if mode != "INTERNAL" else 0)
+            assert both.wait_end() in ON, both.detector.status()
+            assert (both.detector.nFramesWritten, both.detector.nFramesMissing) == (20, 0)
+            with h5py.File(file) as h5:
+                assert h5[DATASET].shape == (20, 514, 1030)
+
+
 def test_a_unit_that_is_switched_off_in_a_series(local_tango: LocalTango, tmp_path: Any) -> None:
     with ControlUnit() as unit, EigerBeamline(local_tango, "eigeroff", tmp_path, unit, "v1") as both:
         both.set(nFramesPerTrigger=10_000)
