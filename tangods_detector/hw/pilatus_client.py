@@ -42,6 +42,7 @@ class StreamStatus:
     sent_again: int = 0
     overflows: int = 0
     connections_lost: int = 0
+    kept: int = 0
     polling: bool = False
     blocked: bool = False
     free_bytes: int = 0
@@ -136,6 +137,10 @@ class PilatusStreamer:
     def stop(self, keep: bool = True) -> None:
         """End the series with what is there (`keep`) or at once; also without a series."""
         self._order("stop", keep=keep)
+
+    def closed(self) -> None:
+        """The receiver has closed the file of the series that is over: the last images may be deleted."""
+        self._order("closed")
 
     def status(self) -> StreamStatus:
         """Cheap."""

@@ -67,6 +67,7 @@ class Orders:
             "arm": self._arm,
             "finish": self._finish,
             "stop": self._stop,
+            "closed": self._closed,
             "release": self._release,
         }
 
@@ -118,6 +119,10 @@ class Orders:
         keep = _flag(rest, "keep", True)
         _nothing_else("stop", rest)
         self._stream.stop(keep)
+
+    def _closed(self, rest: Request) -> None:
+        _nothing_else("closed", rest)
+        self._stream.closed()
 
     def _release(self, rest: Request) -> None:
         _nothing_else("release", rest)

@@ -93,6 +93,10 @@ class PilatusStream:
         """End the series with what is there, or (`keep` False) at once; nothing happens without one."""
         self._ask(lambda: self._stop(keep))
 
+    def closed(self) -> None:
+        """The receiver has closed the file of the series that is over: its last files may go."""
+        self._ask(self._closed)
+
     def status(self) -> Dict[str, Any]:
         """At most TOLD seconds old."""
         return dict(self._snapshot)
@@ -124,8 +128,10 @@ class PilatusStream:
         finally:
             if self._run is not None:
                 self._run.close()
+            sure = not self._outlet.broke()
             self._outlet.close()
-            self._outlet.delete(all_of_them=True)
+            if sure:
+                self._outlet.delete(all_of_them=True)
 
     def _take_order(self) -> None:
         """Wait for one where there is nothing else to do."""
@@ -166,12 +172,10 @@ class PilatusStream:
             log.info("series %d: %s, %d sent%s", run.series.series, run.phase, run.queue.sent, _behind(run))
 
     def _settle(self) -> None:
-        """The last files go a little after the end, unless the connection broke: then they stay."""
-        if self._outlet.unsure and time.monotonic() > self._settle_at:
-            if self._outlet.broke():
-                log.warning("%d files of the last series stay: a connection broke", len(self._outlet.again()))
-            else:
-                self._outlet.delete(all_of_them=True)
+        """The last files go a little after the end. If the connection broke until then they stay until somebody says
+        that the series is closed, or arms again."""
+        if self._outlet.unsure and time.monotonic() > self._settle_at and not self._outlet.broke():
+            self._outlet.delete(all_of_them=True)
 
     def _end_quickly(self) -> None:
         """The process ends: the receiver shall hear of it, so that it closes the file."""
@@ -191,6 +195,11 @@ class PilatusStream:
     def _stop(self, keep: bool) -> None:
         if self._run is not None and not self._run.over:
             self._run.stop(keep)
+
+    def _closed(self) -> None:
+        if self._run is not None and not self._run.over:
+            raise Refused(f"closed: series {self._run.series.series} is {self._run.phase}")
+        self._outlet.delete(all_of_them=True)
 
     def _arm(self, series: Series) -> None:
         if self._run is not None and not self._run.over:
