@@ -66,9 +66,9 @@ class EigerOptions:
                 ("initialize_timeout", self.initialize_timeout, 1, 3600),
                 ("patience", self.patience, 1, 3600),
             )
-            if not low <= (value or 0) <= high
+            if not low <= value <= high
         ]
-        if self.host is not None and (not self.host.strip() or "/" in self.host):
+        if not self.host.strip() or "/" in self.host:
             problems.append(f"host: {self.host!r} is no name or address of a computer")
         if problems:
             raise ConfigError("; ".join(problems))

@@ -502,6 +502,24 @@ def test_stop_when_the_receiver_does_not_close(bench: Bench) -> None:
     bench.good_series()
 
 
+def test_reset_waits_for_the_file_but_not_for_ever(bench: Bench) -> None:
+    bench.acquisition.change(trigger_mode=TriggerMode.SOFTWARE)
+    bench.receiver.closes = False
+    bench.acquisition.arm(FILE)
+    bench.wait(State.RUNNING)
+    bench.acquisition.stop()
+    bench.fault()
+    begun = time.monotonic()
+    bench.reset()
+    assert 0.9 < time.monotonic() - begun < 2.5
+    bench.acquisition.change(trigger_mode=TriggerMode.INTERNAL)
+    with pytest.raises(ConfigError, match="is running with /d/a.h5"):
+        bench.acquisition.arm(FILE)
+    bench.receiver.closes = True
+    bench.acquisition.stop()
+    bench.good_series()
+
+
 def test_stop_when_the_hardware_does_not(bench: Bench) -> None:
     bench.acquisition.change(trigger_mode=TriggerMode.SOFTWARE)
     bench.acquisition.arm(FILE)
