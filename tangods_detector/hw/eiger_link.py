@@ -154,20 +154,24 @@ class Link:
                 log.warning("not set again: %s", exc)
 
     def info(self) -> DetectorInfo:
-        """What the unit says of itself."""
+        """What the unit says of itself; only the number of pixels must be there."""
         unit = self.unit
-        get = {name: unit.get(f"detector/config/{name}") for name in (
-            "description", "detector_number", "x_pixel_size", "y_pixel_size", "sensor_material", "sensor_thickness",
-            "software_version", "x_pixels_in_detector", "y_pixels_in_detector",
-        )}  # fmt: skip
+
+        def told(name: str, absent: Any) -> Any:
+            key = f"detector/config/{name}"
+            return unit.get(key) if unit.has(key) else absent
+
         return DetectorInfo(
-            model=str(get["description"]),
-            serial_number=str(get["detector_number"]),
-            shape=(int(get["y_pixels_in_detector"]), int(get["x_pixels_in_detector"])),
-            pixel_size=(float(get["y_pixel_size"]), float(get["x_pixel_size"])),
-            sensor_material=str(get["sensor_material"]),
-            sensor_thickness=float(get["sensor_thickness"]),
-            firmware=f"{get['software_version']}, API {unit.api}",
+            model=str(told("description", "SIMPLON")),
+            serial_number=str(told("detector_number", "")),
+            shape=(
+                int(unit.get("detector/config/y_pixels_in_detector")),
+                int(unit.get("detector/config/x_pixels_in_detector")),
+            ),
+            pixel_size=(float(told("y_pixel_size", 0.0)), float(told("x_pixel_size", 0.0))),
+            sensor_material=str(told("sensor_material", "")),
+            sensor_thickness=float(told("sensor_thickness", 0.0)),
+            firmware=f"{told('software_version', '')}, API {unit.api}",
         )
 
     def arm(self) -> int:

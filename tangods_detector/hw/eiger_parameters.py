@@ -73,12 +73,14 @@ class Knobs:
         """degC; asked for every few seconds, and not in a series."""
         key = self.first("detector/status/temperature", "detector/status/board_000/th0_temp")
         unit, now = self._there().unit, time.monotonic()
+        if not unit.has(key):
+            return math.nan
         if not self.running and (now - self._felt > CLIMATE or key not in unit):
             self._felt = now
             if unit.has("detector/command/status_update"):  # API 1.6
                 unit.connection.command(unit.path("detector/command/status_update"))
             return float(unit.read(key).value)
-        return float(unit.get(key)) if key in unit else float("nan")
+        return float(unit.get(key)) if key in unit else math.nan
 
     def links(self) -> str:
         keys = self._there().unit.names("detector/status", "link_")
