@@ -25,6 +25,17 @@ _ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})
 _BOUND = re.compile(r"tcp://(\*|\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 
+#: Names in a file that mean something else than images; a test compares them with `nexus`.
+_TAKEN = frozenset(
+    "timestamp arrival_time sequence_number message_number frame_status stop_time real_time frames_expected "
+    "frames_received frames_repeated frames_rejected frames_foreign frames_missing end_reason end_time "
+    "start_time title program_name entry_identifier header count_time frame_time distance sensor_thickness "
+    "threshold_energy x_pixel_size y_pixel_size beam_center_x beam_center_y bit_depth_readout saturation_value "
+    "description detector_number sensor_material trigger_mode flatfield_applied pixel_mask_applied "
+    "countrate_correction_applied virtual_pixel_interpolation_applied flatfield pixel_mask "
+    "countrate_correction_lookup_table countrate_correction_table".split()
+)
+
 
 class ImagesConfig(BaseModel):
     """See `protocol.Images`."""
@@ -226,6 +237,8 @@ class ReceiverConfig(BaseModel):
         names = path.split("/")
         if len(names) < 2 or not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) for name in names):
             raise ValueError(f"{value!r} is not like entry/instrument/detector/data")
+        if names[-1] in _TAKEN or names[-1].endswith("_channel") or names[1:] == ["instrument"]:
+            raise ValueError(f"{value!r}: the file has something else of this name, for instance call it data")
         return path
 
     @field_validator("http")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tangods_receiver import config
+from tangods_receiver import config, nexus
 from tangods_receiver.errors import ConfigError
 
 
@@ -58,6 +58,9 @@ def test_all_mistakes_in_one_message(tmp_path):
         ("dataset", "data"),
         ("dataset", "entry/../data"),
         ("dataset", "entry//data"),
+        ("dataset", "entry/instrument"),
+        ("dataset", "entry/instrument/detector/top_channel"),
+        ("dataset", "entry/end_time"),
         ("http", "8000"),
         ("http", "localhost:99999"),
         ("forward", "tcp://*:99980"),
@@ -78,6 +81,12 @@ def test_all_mistakes_in_one_message(tmp_path):
 def test_bad_values(tmp_path, key, value):
     with pytest.raises(ConfigError, match=f"configuration: {key}[.0-9a-z_]*: "):
         config.make({"endpoints": ["tcp://dcu:9999"], "root": tmp_path} | {key: value})
+
+
+@pytest.mark.parametrize("name", sorted(nexus._TAKEN - {"data"}))
+def test_images_take_no_name_that_the_file_has_for_something_else(tmp_path, name):
+    with pytest.raises(ConfigError, match="something else of this name"):
+        config.make({"endpoints": "tcp://a:1", "root": tmp_path, "dataset": f"entry/instrument/detector/{name}"})
 
 
 def test_good_values(tmp_path):
