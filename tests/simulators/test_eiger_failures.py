@@ -359,3 +359,13 @@ def test_a_unit_that_starts_uninitialised_and_fails_from_the_start():
         client.stream("legacy")
         series(client)
         assert isinstance(dectris1.decode(v1.until(end1)[-1]), SeriesEnd)
+
+
+def test_a_mistake_of_the_simulator_is_an_error_and_no_hang(caplog):
+    with running() as (dcu, client, *_):
+        client.stream("legacy")
+        client.command("arm")
+        dcu.unit._sender.end = None  # what no client can do
+        client.command("disarm")
+        assert client.state == "error" and "simulator" in client.value("detector/status/error")[0]
+    assert "has failed" in caplog.text

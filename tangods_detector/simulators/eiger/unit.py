@@ -446,6 +446,11 @@ class ControlUnit:
         try:
             while self._problem is None and not self._closing:
                 self._turn()
+        except Exception as exc:
+            log.exception("the thread that sends has failed")
+            with self._cv:
+                self._closing = True  # nobody waits for it any more
+                self._fall(f"Internal error of the simulator: {exc!r}")
         finally:
             for outlet in self._outlets.values():
                 outlet.close()
