@@ -8,7 +8,7 @@ ENV_SOURCES := setup.py pyproject.toml resources/constraints.txt resources/make-
 ARGS ?=
 TWINS := $(addprefix tests/receiver/test_,codecs.py engine.py seriesfile.py transforms.py)
 
-.PHONY: help demo test check soak fuzz bench lint format clean env-demo env-test apt-test apt-bench
+.PHONY: help demo test check soak fuzz bench lint format clean env-demo env-test apt-test apt-bench old-python
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: check (fast tests), soak, fuzz, bench, lint, format, clean"
@@ -16,7 +16,7 @@ help:
 demo: .venv/.demo  ## one acquisition through a real Tango database and both devices
 	@tangods-detector demo $(ARGS)
 
-test: apt-test .venv/.test lint  ## everything but the soak tests; then what has a compiled twin, without it
+test: apt-test .venv/.test old-python lint  ## everything but the soak tests; then what has a compiled twin, without it
 	@python -m pytest $(ARGS)
 	@TANGODS_NO_COMPILED=1 python -m pytest -q -m "not slow and not soak" $(TWINS) $(ARGS)
 
@@ -52,6 +52,9 @@ apt-test:
 
 apt-bench:
 	@resources/install-apt bench
+
+old-python:
+	@resources/make-old-python
 
 clean:  ## all that make has made, the virtual environment included
 	rm -rf .venv .venv.lock build dist *.egg-info benchmarks/build var

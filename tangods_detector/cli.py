@@ -272,6 +272,17 @@ def keygen(name: str | None, directory: Path, token: Path | None) -> None:
         )
 
 
+@main.command("stream-pilatus", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="FOLDER [OPTIONS]")
+def stream_pilatus(arguments: tuple[str, ...]) -> None:
+    """Send what camserver writes into a RAM disk, on the detector's own computer; --help says more.
+
+    Where this package cannot be installed: resources/make-pilatus-zipapp makes it one file for Python 3.6."""
+    from tangods_detector.hw.pilatus_control import main as stream
+
+    sys.exit(stream(list(arguments), program="tangods-detector stream-pilatus"))
+
+
 @main.group()
 def simulate() -> None:
     """A vendor's control unit that is not there, for tests; until SIGINT or SIGTERM."""

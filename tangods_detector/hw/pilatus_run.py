@@ -353,7 +353,8 @@ class Run:
     def _sentence(self, lost: int) -> str:
         said = [self.error] if self.error else []
         if lost:
-            said.append(f"{lost} of {self.queue.total} images never came: {_listed(self.queue.ranges())}")
+            how = "are not here (any more)" if self.series.resume else "never came"
+            said.append(f"{lost} of {self.queue.total} images {how}: {_listed(self.queue.ranges())}")
         if self.queue.damaged:
             said.append(f"{self.queue.damaged} damaged: {'; '.join(self.damage[:3])}")
         if self.differences:
