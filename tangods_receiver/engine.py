@@ -318,8 +318,9 @@ class Engine:
         return self._live.roi_history()
 
     def last_frame(
-        self, kind: Kind = "last", newer_than: tuple[int, int] | None = None, wait: float = 0.0, channel: int = 0
+        self, kind: Kind = "last", newer_than: tuple[int, ...] | None = None, wait: float = 0.0, channel: int = 0
     ) -> LastFrame | None:
         """The latest image, or what `kind` makes of the latest ones, decoded now if need be; None before the first.
-        With `newer_than` (series, number): the next other one within `wait` s, else None. StreamError: damaged."""
+        With `newer_than` (series, number, or an `id`): the next other one within `wait` s, else None.
+        StreamError: damaged."""
         return self._live.last_frame(kind, newer_than, wait, channel)

@@ -35,7 +35,7 @@ UNKNOWN = Mosaic()  # of images that belong to no series
 class LastFrame(NamedTuple):
     """`array` rows x columns (modules x rows x columns where nobody said how they lie), read only; `timestamp` s, nan
     unknown; `frames` how many went into it; `masked` True where the stream says that a pixel has no value (None: it
-    does not say)."""
+    does not say); `again` how often the image before it in the view had the same number in the same series."""
 
     number: int
     series: int
@@ -43,6 +43,12 @@ class LastFrame(NamedTuple):
     timestamp: float
     frames: int = 1
     masked: codecs.Array | None = None
+    again: int = 0
+
+    @property
+    def id(self) -> tuple[int, int, int]:
+        """What tells it from the image before."""
+        return self.series, self.number, self.again
 
 
 class _View:
@@ -121,10 +127,10 @@ class Live:
     # --- what viewers call -------------------------------------------------------------------------------------------
 
     def last_frame(
-        self, kind: Kind = "last", newer_than: tuple[int, int] | None = None, wait: float = 0.0, channel: int = 0
+        self, kind: Kind = "last", newer_than: tuple[int, ...] | None = None, wait: float = 0.0, channel: int = 0
     ) -> LastFrame | None:
         """The newest image, decoded now if need be; None before the first. StreamError: it is damaged, and there is
-        none before it. With `newer_than` (series, number): another one than that as soon as the live view has it;
+        none before it. With `newer_than` (series, number, or an `id`): another one as soon as the live view has it;
         None when there is none within `wait` s. ConfigError: no such kind or channel."""
         if kind not in KINDS:
             raise ConfigError(f"{kind!r} is not one of {', '.join(KINDS)}")
@@ -134,7 +140,7 @@ class Live:
             picture = self._decode(channel)
         else:
             picture = self._wait_for(kind, channel, newer_than, time.monotonic() + wait)
-        if picture is None or (picture.series, picture.number) == newer_than:
+        if picture is None or picture.id[: len(newer_than or ())] == newer_than:
             return None
         return picture if kind == "last" else self._made(kind, channel)
 
@@ -193,12 +199,12 @@ class Live:
         elif not 0 <= channel < CHANNELS:
             raise ConfigError(f"channel {channel}: there are at most {CHANNELS}")
 
-    def _wait_for(self, kind: Kind, channel: int, known: tuple[int, int], end: float) -> LastFrame | None:
+    def _wait_for(self, kind: Kind, channel: int, known: tuple[int, ...], end: float) -> LastFrame | None:
         with self._changed:
             while True:
                 view = self._views.get(channel)
                 picture = view.picture if view is not None else None
-                if picture is not None and (picture.series, picture.number) != known:
+                if picture is not None and picture.id[: len(known)] != known:
                     return picture
                 left = end - time.monotonic()
                 if left <= 0 or self._halt:
@@ -315,6 +321,8 @@ class Live:
         timestamp = math.nan if shown.frame.timestamp is None else shown.frame.timestamp
         view.masked = mosaic.masked(array.shape, channel)
         picture = LastFrame(shown.frame.number, shown.series, array, timestamp, masked=view.masked)
+        if view.picture is not None and view.picture.id[:2] == picture.id[:2]:  # each exposure begins at 0, for example
+            picture = picture._replace(again=view.picture.again + 1)
         wanted = self._wanted()
         same = view.mosaic is mosaic and view.picture is not None and view.picture.series == shown.series
         known = view.sums if same else {}

@@ -64,7 +64,7 @@ class Shown(Protocol):
     def announced(self, series: int) -> SeriesStart | None: ...
     def silence(self) -> float: ...
     def last_frame(
-        self, kind: Kind = ..., newer_than: tuple[int, int] | None = ..., wait: float = ..., channel: int = ...
+        self, kind: Kind = ..., newer_than: tuple[int, ...] | None = ..., wait: float = ..., channel: int = ...
     ) -> LastFrame | None: ...
 
 
@@ -75,7 +75,7 @@ class Shot:
         self.image = image
         self.known = pictures.knowledge(image.masked, start)
         self.channels = () if start is None else start.channels
-        self.id = image.series, image.number
+        self.id = image.id
         self.came = time.monotonic() - age
         self.views: dict[tuple[Any, ...], asyncio.Task[pictures.View]] = {}
 
@@ -117,7 +117,7 @@ class Hub:
             if not self._viewers:  # images are large
                 self._shots.clear()
 
-    async def newer(self, wish: Wish, seen: tuple[int, int] | None) -> Shot | None:
+    async def newer(self, wish: Wish, seen: tuple[int, ...] | None) -> Shot | None:
         """An image of that kind that is not `seen`; None: there is none for now. It waits a little."""
         key = wish.kind, wish.channel
         shot = self._shots.get(key)
@@ -147,7 +147,7 @@ class Hub:
         if image is None:
             if before is None or key in self._errors:
                 await asyncio.sleep(WAIT)
-        elif self._viewers and (before is None or before.id != (image.series, image.number)):
+        elif self._viewers and (before is None or before.id != image.id):
             self._shots[key] = Shot(image, self.engine.announced(image.series), self.engine.silence())
 
     def error(self, wish: Wish) -> str:
@@ -214,7 +214,7 @@ class Viewer:
             self._told.set()
 
     async def _pictures(self) -> None:
-        seen: tuple[int, int] | None = None
+        seen: tuple[int, ...] | None = None
         error = ""
         before: tuple[Any, ...] = ()
         due = 0.0

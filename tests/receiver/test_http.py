@@ -36,6 +36,11 @@ class Shot:
     timestamp: float = math.nan
     frames: int = 1
     masked: np.ndarray | None = None
+    again: int = 0
+
+    @property
+    def id(self):
+        return self.series, self.number, self.again
 
 
 @dataclass

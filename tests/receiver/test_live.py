@@ -194,6 +194,18 @@ def test_who_waits_gets_the_next_one(view):
     assert picture.number == 5 and time.monotonic() - begun < 2.0
 
 
+def test_who_waits_gets_the_next_one_also_where_each_begins_at_0(view):
+    """Single exposures of a detector that announces no series."""
+    view.show(0, frame(0))
+    first = view.last_frame()
+    view.show(0, frame(0, image(5)))
+    second = view.last_frame(newer_than=first.id, wait=5.0)
+    np.testing.assert_array_equal(second.array, image(5))
+    assert view.last_frame(newer_than=second.id, wait=0.1) is None
+    view.show(0, frame(1))
+    assert view.last_frame(newer_than=second.id, wait=5.0).id == (0, 1, 0)
+
+
 def test_who_waits_in_vain_gets_nothing(view):
     assert view.last_frame("last", (1, 0), 0.05) is None
     view.show(1, frame(0))

@@ -40,11 +40,9 @@ class Camera(Engine):
         if channel > 1:
             raise ConfigError(f"channel {channel}: the stream has channels 0 to 1")
         with self.came:
-            self.came.wait_for(
-                lambda: self.shot is not None and (self.shot.series, self.shot.number) != newer_than, wait
-            )
+            self.came.wait_for(lambda: self.shot is not None and self.shot.id != newer_than, wait)
             shot = self.shot
-        if shot is None or (shot.series, shot.number) == newer_than:
+        if shot is None or shot.id == newer_than:
             return None
         self.given += 1
         self.asked.append((kind, channel))
@@ -197,6 +195,16 @@ def test_the_next_picture_waits_until_the_last_is_shown_and_is_the_newest(engine
         assert len(numbers) <= 2  # no queue: at most what it had looked at already
         with pytest.raises(TimeoutError):  # it is sent once
             client.picture(0.4)
+
+
+def test_an_image_of_the_same_number_is_another_one(engine, server):
+    """Single exposures that each begin at 0."""
+    with viewer(server) as client:
+        engine.put(shot(0))
+        client.say(rate=50)
+        client.picture()
+        engine.put(shot(0, np.full((6, 8), 7, np.uint16), again=1))
+        assert (client.picture()[1] == 7).all()
 
 
 def test_no_more_pictures_than_wished_for(engine, server):
