@@ -128,7 +128,8 @@ class ReceiverConfig(BaseModel):
     any free one), `http_hosts` more names by which it may be asked, `http_token_file` holds the token that a POST needs
     (made when it is not there; "": HTTP is read-only); `forward` ports where frames are sent on (`ForwardPort`, or an
     address alone); `hwm_bytes` what may wait in memory per worker and endpoint;
-    `end_timeout` how long missing frames are waited for after the end message; `stall_timeout` closes a series in which
+    `end_timeout` how long missing frames are waited for after the end message and each one that still comes;
+    `stall_timeout` closes a series in which
     nothing comes (0: never);
     `allow_overwrite` lets a start message that asks for it replace an existing file; `transforms` the pixel work, in
     this order; `parts` spreads the frames over so many files and `frames_per_file` begins a new one each so many
