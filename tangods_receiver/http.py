@@ -566,7 +566,8 @@ def _bind(address: str) -> socket.socket:
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f'http: {address!r} is not "host:port", for example 127.0.0.1:8000 (port 0: any free one)')
     host = host.strip("[]")
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    # with the protocol named, asyncio sends at once (TCP_NODELAY): 4 ms for an answer on a kept connection, else 48
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # accepted sockets inherit it; else an image that nobody reads stays in memory as long as the peer likes
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STALLED))

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from tangods_receiver import http
 from tangods_receiver.errors import ConfigError, StreamError
 from tangods_receiver.http import HttpServer, encode_png
 from tangods_receiver.metrics import COUNTERS
@@ -634,3 +635,16 @@ def test_the_page_and_its_script(client):
     assert '<script src="/live.js">' in page.text
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page.text)
     assert client.get("/live.js").headers["content-type"] == "text/javascript; charset=utf-8"
+
+
+def test_answers_are_sent_at_once(client, monkeypatch):
+    """Without TCP_NODELAY each answer on a kept connection waits 40 ms for the peer's acknowledgement."""
+    found, begun = [], http._Connection.connection_made
+
+    def connection_made(self, transport):
+        found.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        begun(self, transport)
+
+    monkeypatch.setattr(http._Connection, "connection_made", connection_made)
+    assert client.get("/status").status_code == 200
+    assert found and all(found)
