@@ -326,6 +326,45 @@ def eiger(failures: str, bit_depth: str, **options: Any) -> None:
         stop.wait()
 
 
+@simulate.command()
+@click.option("--model", default="2M", show_default=True, help="6M, 2M, 1M, 300K, 300K-W, 200K or 100K.")
+@click.option(
+    "--kind", default="PILATUS3 X", show_default=True, type=click.Choice(["PILATUS3 X", "PILATUS3 S", "PILATUS2"])
+)
+@click.option("--folder", default="", help="Where relative image paths begin [default: a new one in /dev/shm].")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Of camserver [default: any free one].")
+@click.option("--test-port", default=0, type=click.IntRange(0, 65535), help="Of edges, faults [default: any free one].")
+@click.option(
+    "--speed", default=0.01, show_default=True, help="Factor of all delays but exposures; 1: as the real one."
+)
+@click.option("--images", default="synthetic", show_default=True, help="Or a CBF file, or a folder of them.")
+@click.option("--stamp/--no-stamp", default=True, show_default=True, help="The last pixel is the image's number.")
+@click.option("--limits/--no-limits", default=True, show_default=True, help="No: any period, no read-out.")
+@click.option("--capacity", default=0, help="Bytes of the image disk [default: what the file system has].")
+@click.option("--failures", default="{}", metavar="JSON", help="What goes wrong first.")
+def pilatus(failures: str, **options: Any) -> None:
+    """DECTRIS camserver: PILATUS2, PILATUS3. Prints its address, its test-only port and its folder in one line.
+
+    Edges and faults come as lines of JSON to the test-only port: {"edge": 1, "width": 0.0}, {"fail": {...}}."""
+    import json
+
+    from tangods_detector.simulators.camserver import CamserverOptions, CamserverSimulator, Failures
+
+    try:
+        wanted = Failures.from_json(json.loads(failures))
+    except (ValueError, AttributeError) as exc:
+        raise ConfigError(f"failures: {failures!r} is no JSON object ({exc})") from exc
+    stop = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: stop.set())
+    with CamserverSimulator(CamserverOptions(**options)) as cam:
+        cam.fail(wanted)
+        host = cam.options.host
+        console.print(f"{cam.unit.model.name} {host}:{cam.port} {host}:{cam.test_port} {cam.folder}")
+        stop.wait()
+
+
 def _report(work: Callable[[Callable[[int, int], None]], Any], title: str) -> None:
     with progress_bar() as bar:
         task = bar.add_task(title, total=None)
