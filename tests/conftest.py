@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ os.environ["TANGO_HOST"] = "127.0.0.1:1"  # nobody there: a test that forgets it
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # our console scripts
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 faulthandler.enable(file=sys.__stderr__)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 # Shared machines stall: a slow example is not a failure. print_blob: a failure can be repeated elsewhere.
 settings.register_profile("project", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("project"), max_examples=20)  # `make check`
