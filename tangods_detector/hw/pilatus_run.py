@@ -118,7 +118,7 @@ class Run:
             self._begin_end(1.0)
         elif self._finish is None or self._finish > self._options.stop_wait:
             self._finish, self._active = self._options.stop_wait, time.monotonic()
-            self.watcher.scan()
+            self.watcher.scan_soon()
 
     # --- work --------------------------------------------------------------------------------------------------------
 

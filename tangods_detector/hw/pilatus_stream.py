@@ -102,6 +102,8 @@ class PilatusStream:
         return dict(self._snapshot)
 
     def _ask(self, order: Callable[[], T]) -> T:
+        if not self.alive:
+            raise Refused("the stream has ended; see its log")
         answer: Future[T] = Future()
         self._orders.put((order, answer))
         try:
@@ -125,6 +127,9 @@ class PilatusStream:
                 self._take_order()
                 self._step()
             self._end_quickly()
+        except Exception as exc:  # whatever it was, it shall be seen, and the files stay
+            log.exception("the stream has ended")
+            self._snapshot = dict(self._snapshot, phase="error", message=f"{type(exc).__name__}: {exc}")
         finally:
             if self._run is not None:
                 self._run.close()

@@ -96,7 +96,7 @@ class Watcher:
             for event in self._inotify.read(int(1000 * wait)):
                 if event.mask & flags.Q_OVERFLOW:
                     self.overflows += 1
-                    self._next_scan = 0.0
+                    self.scan_soon()
                 elif event.mask & GONE:
                     raise OSError(errno.ENOENT, "the watched folder is gone", self.folder)
                 elif event.name:
@@ -111,6 +111,10 @@ class Watcher:
         self.scans += 1
         self._next_scan = time.monotonic() + (POLL if self.polling else self._every)
         return names
+
+    def scan_soon(self) -> None:
+        """Read the folder at the next look."""
+        self._next_scan = 0.0
 
     def close(self) -> None:
         """Safe twice."""
