@@ -83,7 +83,12 @@ class Acquisition:
         """May this be the first frame that comes of it from this port?"""
         if port in self.begun or self.key != head.key:
             return False
-        return head.first <= self.highest or self.ended < self.begun
+        return head.first <= self.highest or self.ended < self.begun or self._has_a_file
+
+    @property
+    def _has_a_file(self) -> bool:
+        """Another acquisition with the same key would be refused: the file exists."""
+        return bool(self.start.filename) and self.start.save and not self.start.metadata.get("overwrite")
 
 
 class Acquisitions:

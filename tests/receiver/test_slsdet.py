@@ -320,6 +320,19 @@ def test_ports_that_begin_at_different_frames():
     assert b.frame(102)[0].number == 2
 
 
+@pytest.mark.parametrize(
+    ("said", "series"), [({}, 1), ({"save_raw": "0"}, 2), ({"overwrite": "true"}, 2), ({"filename": ""}, 2)]
+)
+def test_ports_that_lost_all_that_they_have_in_common(said, series):
+    """Where it has a file of its own it can only be the same acquisition; else the next is as likely."""
+    a, b = several(1, 2)
+    for port in (a, b):
+        port.acquire(fname="/data/run", addJsonHeader=said)
+    a.frame(100)
+    a.end()
+    assert b.frame(105)[0].series == series
+
+
 def test_the_first_port_to_come_lost_its_first_frame():
     a, b = several(1, 2)
     assert a.frame(101)[1].number == 0
