@@ -90,6 +90,11 @@ class Queue:
         if self._next == number + 1:
             self._next = number
 
+    def back(self, number: int) -> None:
+        """That `next` gave: it is there and not sent after all."""
+        heapq.heappush(self._waiting, number)
+        self._next = min(self._next, number)
+
     def again(self, numbers: Iterable[int]) -> None:
         """Send these once more."""
         for number in numbers:

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 LOOK = 0.05  # s between two looks at orders
 END_LIMIT = 5.0  # s for the end message, and for what is still in the socket
+QUICKLY = 1.0  # s for the same, when it shall end at once
 DAMAGED_FOLDER = "damaged"  # in the images' folder: a rename costs nothing
 DAMAGED_KEPT = 10  # files
 
@@ -97,6 +98,7 @@ class Run:
         self._finish: Optional[float] = None  # s to wait for missing files, once told that no more are written
         self._stopping = False
         self._over_at = 0.0
+        self._limit = END_LIMIT
 
     # --- orders ------------------------------------------------------------------------------------------------------
 
@@ -112,10 +114,10 @@ class Run:
         if self.phase == "arming":
             self._fail("stopped before a receiver had taken the start message")
         elif self.phase == "ending":
-            self._deadline = min(self._deadline, time.monotonic() + 1.0)
+            self._deadline = min(self._deadline, time.monotonic() + QUICKLY)
         elif not keep:
-            self._hand = None
-            self._begin_end(1.0)
+            self.queue.shorten(0)
+            self._begin_end(QUICKLY)
         elif self._finish is None or self._finish > self._options.stop_wait:
             self._finish, self._active = self._options.stop_wait, time.monotonic()
             self.watcher.scan_soon()
@@ -143,8 +145,7 @@ class Run:
     def gone(self, sentence: str) -> None:
         """The folder is; the receiver shall hear that the series ends."""
         self.error = sentence
-        self._hand = None
-        self._begin_end(1.0)
+        self._begin_end(QUICKLY)
 
     def lost(self) -> int:
         """Images that never came; only after the end are they called so."""
@@ -241,8 +242,7 @@ class Run:
             self._outlet.wait(LOOK)
             if self._stopping and time.monotonic() - self._active > self._options.stop_limit:
                 self.error = f"the receiver takes nothing; {1 + self.queue.waiting} files stay in the folder"
-                self._hand = None
-                self._begin_end(1.0)
+                self._begin_end(QUICKLY)
             return
         self.serial += 1
         self.blocked = False
@@ -293,9 +293,11 @@ class Run:
             self._begin_end(END_LIMIT)
 
     def _begin_end(self, limit: float) -> None:
-        self.phase = "ending"
-        self._deadline = time.monotonic() + limit
-        self._over_at = 0.0
+        if self._hand is not None:
+            self.queue.back(self._hand.number)
+            self._hand = None
+        self.phase, self._over_at = "ending", 0.0
+        self._limit, self._deadline = limit, time.monotonic() + limit
 
     def _end(self) -> None:
         now = time.monotonic()
@@ -307,7 +309,7 @@ class Run:
             if self._outlet.offer(outlets.encode_end(serial, self.series.series, self.queue.total)):
                 self.serial += 1
                 self._over_at = now
-                self._deadline = now + END_LIMIT
+                self._deadline = now + self._limit
             elif now > self._deadline:
                 self._fail(self.error or "the receiver took no end message")
             else:
@@ -315,7 +317,7 @@ class Run:
         elif self._outlet.left():
             self.phase = "error" if self.error else "done"
         elif now > self._deadline:
-            self._fail(f"the end message was sent, but the last images have not left after {END_LIMIT:g} s")
+            self._fail(f"the end message was sent, but the last images have not left after {self._limit:g} s")
         else:
             time.sleep(0.005)
 

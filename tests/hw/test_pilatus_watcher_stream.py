@@ -113,7 +113,7 @@ def wait_empty(folder):
 
 def wait_stuck(streamer):
     """Every buffer on the way is full."""
-    sent, since = -1, 0.0
+    sent, since = -1, time.monotonic()
     while time.monotonic() - since < 0.3:
         status = wait_for(lambda: (now := streamer.status()).blocked and now)
         if status.sent != sent:
@@ -530,10 +530,18 @@ def test_an_end_at_once_leaves_the_files(folder, make):
         for number in range(100):
             series.write(folder, number)
         wait_stuck(streamer)
+        began = time.monotonic()
         streamer.stop(keep=False)
-        status = streamer.wait_over(5)
-        assert status.phase == "error" and status.message.startswith("the receiver took no end message")
-        assert len(files(folder)) >= 100 - status.sent
+        status = streamer.wait_over(10)
+        assert time.monotonic() - began < 5.0
+        assert (status.sent + status.waiting, status.lost) == (100, 0)
+        assert len(files(folder)) >= status.waiting > 0
+        # the kernel's buffers may grow meanwhile and take the end message, or not
+        ends = (
+            "the receiver took no end message",
+            "the end message was sent, but the last images have not left after 1 s",
+        )
+        assert status.phase == "done" or status.message in ends
         sink.pause(False)
         streamer.arm(2, "", PATTERN, 2, present="delete")
         write(folder, range(2))
