@@ -5,11 +5,15 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tangods_detector.simulators.camserver import CamserverOptions, CamserverSimulator, models
+from tangods_detector.simulators.camserver.commands import HANDLERS
 from tangods_receiver.errors import ConfigError
 from tests.simulators.camserver import DATE, Client, ask, controlling, images, running
 
@@ -183,6 +187,31 @@ def test_values_outside_the_limits_change_nothing(client, command):
     assert client.say(word) == before
 
 
+def test_nothing_that_is_sent_ends_it():
+    with running(speed=0.0001) as (cam, client):
+
+        @settings(max_examples=100)
+        @given(
+            st.binary(max_size=300),
+            st.sampled_from([*HANDLERS]),
+            st.binary(max_size=20),
+        )
+        def check(data, command, args):
+            if command in ("exit", "quit", "imgpath"):
+                command = "mxsettings"
+            with Client(cam.port) as looker, suppress(EOFError, ConnectionError):  # q is quit
+                looker.send(data + b"\n" + data[:5] + b"\0version\n")
+                while not looker.reply().startswith("24 OK"):
+                    pass
+            args = args.translate(None, b"\n\0\x18")
+            client.send(command.encode() + b" " + args + b"\ncamcmd k\nversion\n")
+            while not (reply := client.reply()).startswith("24 OK"):
+                assert re.match(r"\d+ (OK|ERR)( |$)", reply)
+
+        check()
+        assert cam.unit.controller is not None
+
+
 # --- threshold -------------------------------------------------------------------------------------------------------
 
 
@@ -345,9 +374,9 @@ def test_a_kill_in_the_middle(command, order):
         start(client)
         time.sleep(0.1)
         assert client.say(command) == "13 ERR kill"
-        replies = {"ERR": "7 ERR kill", "OK": f"7 OK {cam.unit.shown.path(len(cam.written) - 1)}"}
-        for word in order.split():
-            assert client.reply() == replies[word]
+        found = [client.reply() for _ in order.split()]
+        last = Path(cam.folder) / cam.written[-1][0]
+        assert found == [{"ERR": "7 ERR kill", "OK": f"7 OK {last}"}[word] for word in order.split()]
         assert re.fullmatch(r"16 OK PID = \d+", client.say("showpid"))
         assert 2 <= len(cam.written) < 60 and images(cam) == [name for name, _ in cam.written]
         assert client.series("b.cbf") == Path(cam.folder) / "b_00002.cbf"  # the next one is a good one

@@ -154,6 +154,7 @@ def test_a_threshold_that_comes_late(unit):
 def test_a_command_is_refused_once(unit, command, code):
     cam, client = unit
     cam.fail(Failures(refuse=command.split()[0]))
+    client.set(exptime=0.002, expperiod=0.004)
     assert client.say(command).startswith(f"{code} ERR ")
     assert " OK" in client.say(command)
     if command.startswith("exposure"):
@@ -307,13 +308,13 @@ def test_a_wrong_md5(unit):
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_file_is_renamed_late(unit, number):
     cam, client = unit
-    cam.fail(Failures(late=[number], late_seconds=0.4))
+    cam.fail(Failures(late=[number], late_seconds=0.25))
     start(client)
     client.end()
     late, name = f"a_{number:05d}.cbf", f".a_{number:05d}.cbf.tmp"
     assert sorted(os.listdir(cam.folder)) == sorted([name, *(f"a_{k:05d}.cbf" for k in range(5) if k != number)])
     checked(Path(cam.folder, name), cam.image(number))  # complete, only not named
-    time.sleep(0.5)
+    time.sleep(0.35)
     assert late in images(cam) and not Path(cam.folder, name).exists()
 
 

@@ -80,7 +80,7 @@ def version(unit: Camserver) -> tuple[int, ...]:
 def _integer(text: str, low: int, high: int, what: str) -> int:
     try:
         value = int(float(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         value = low - 1
     if not low <= value <= high:
         raise Refused(f"Illegal {what}: {text}")
@@ -104,7 +104,11 @@ def _nimages(unit: Camserver, args: str, client: Client) -> str:
     if args:
         images = _integer(args, 1, 999_999 if unit.model.new else 65_535, "number of images")
         rows, columns = unit.model.shape
-        if unit.model.new and images > 1 and images * rows * columns > unit.free():
+        try:
+            fits = not unit.model.new or images == 1 or images * rows * columns <= unit.free()
+        except OSError as exc:
+            raise Refused(f"{unit.settings.imgpath}: {exc.strerror}") from exc
+        if not fits:
             raise Refused(f"Not enough space on the image disk for {images} images")
         unit.settings.nimages = images
     return f"15 OK N images set to: {unit.settings.nimages}"
@@ -424,10 +428,9 @@ def _telemetry(unit: Camserver, args: str, client: Client) -> str:
 def _thread(unit: Camserver, args: str, client: Client) -> str:
     if not args:
         return "215 OK " + ";\n".join(_channel(k) for k in range(len(CHANNELS)))
-    try:
-        return f"215 OK {_channel(int(args))}"
-    except (ValueError, IndexError):
+    if not args.isdecimal() or int(args) >= len(CHANNELS):
         return f"215 ERR Illegal channel: {args}"
+    return f"215 OK {_channel(int(args))}"
 
 
 def _channel(k: int) -> str:

@@ -18,7 +18,7 @@ class Failures:
 
     # the connection
     split: int = 0  # so many replies come byte by byte
-    merge: int = 0  # so many replies come in one segment with the one that follows, or 0.1 s late
+    merge: int = 0  # so many replies come in one segment with the one that follows, or by themselves a little later
     mute: str = ""  # the next reply that contains it does not come
     noise: str = ""  # this comes before the next reply
     disconnect: str = ""  # at the next command that contains it, before it is done

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 END = b"\x18"  # of a reply; \n, \0 and this end a command
 TERMINATORS = re.compile(rb"[\n\0\x18]")
 LINE = 65536  # bytes of a command
-LOOK = 0.1  # s
+LOOK = 0.05  # s
 SEND_LIMIT = 5.0  # s that a client may take nothing
 STOP_LIMIT = 10.0  # s
 
@@ -59,7 +59,9 @@ class CamserverSimulator:
     def close(self) -> None:
         """Safe twice."""
         for listener in self._listeners:
-            listener.stop()
+            listener.halt()
+        for listener in self._listeners:
+            listener.join()
         self._listeners.clear()
         self.unit.close()
 
@@ -126,8 +128,10 @@ class Listener:
                     self._peers = [peer for peer in self._peers if peer.thread.is_alive()]
                     self._peers.append(self._kind(self._simulator, sock, self._stop))
 
-    def stop(self) -> None:
+    def halt(self) -> None:
         self._stop.set()
+
+    def join(self) -> None:
         self._thread.join(STOP_LIMIT)
         for peer in self._peers:
             peer.drop()

@@ -25,7 +25,7 @@ from tangods_detector.simulators.camserver.pictures import Picture, Pictures
 log = logging.getLogger(__name__)
 
 # s, times the speed; threshold and energy: of 60 modules, and what each energy takes besides
-DELAYS = {"threshold": 96.0, "energy": 17.0, "energies": 3.0, "arm": 0.1, "kill": 0.5, "resetcam": 5.0}
+DELAYS = {"threshold": 96.0, "energy": 17.0, "energies": 3.0, "arm": 0.1, "kill": 0.5, "resetcam": 1.0}
 LOOK = 0.1  # s
 OLD = 3600.0  # s
 RAMDISK = "/dev/shm"
@@ -188,8 +188,7 @@ class Camserver:
         """Bytes of the image disk that are left. OSError: it is gone."""
         folder = self.settings.imgpath
         if self.options.capacity:
-            with os.scandir(folder) as entries:
-                return max(0, self.options.capacity - sum(entry.stat().st_size for entry in entries))
+            return max(0, self.options.capacity - _used(folder))
         disk = os.statvfs(folder)
         return disk.f_bavail * disk.f_frsize
 
@@ -467,6 +466,16 @@ class Camserver:
         """To whom has control; lost when nobody has."""
         if self.controller:
             self.controller.send(text)
+
+
+def _used(folder: str) -> int:
+    """Bytes. Readers delete meanwhile."""
+    used = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                used += entry.stat().st_size
+    return used
 
 
 def stamp(date: datetime) -> str:
