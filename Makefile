@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHON
 ENV_SOURCES := setup.py pyproject.toml resources/constraints.txt resources/make-env $(wildcard $(addprefix tangods_receiver/_*.,pyx c h))
 ARGS ?=
+PARALLEL := -n 2 --dist loadfile  # ARGS="-n 0": one after the other
 TWINS := $(addprefix tests/receiver/test_,codecs.py engine.py seriesfile.py transforms.py)
 
 .PHONY: help demo test check soak fuzz bench lint format clean env-demo env-test apt-test apt-bench old-python
@@ -17,11 +18,11 @@ demo: .venv/.demo  ## one acquisition through a real Tango database and both dev
 	@tangods-detector demo $(ARGS)
 
 test: apt-test .venv/.test old-python lint  ## everything but the soak tests; then what has a compiled twin, without it
-	@python -m pytest $(ARGS)
-	@TANGODS_NO_COMPILED=1 python -m pytest -q -m "not slow and not soak" $(TWINS) $(ARGS)
+	@python -m pytest -q $(PARALLEL) $(ARGS)
+	@TANGODS_NO_COMPILED=1 python -m pytest -q $(PARALLEL) -m "not slow and not soak" $(TWINS) $(ARGS)
 
 check: .venv/.test  ## the fast part, without device servers of their own
-	@python -m pytest -q -m "not slow and not system and not soak" --hypothesis-profile=quick $(ARGS)
+	@python -m pytest -q $(PARALLEL) -m "not slow and not system and not soak" --hypothesis-profile=quick $(ARGS)
 
 soak: apt-test .venv/.test  ## minutes to hours
 	@python -m pytest -m soak --timeout 0 $(ARGS)

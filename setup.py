@@ -21,6 +21,7 @@ TEST = [
     "nexusformat",
     "pytest>=8",
     "pytest-timeout",
+    "pytest-xdist",  # tests wait more than they compute: two at a time take little more than half as long
     "selenium",  # drives Chromium, which looks at the live page
     "ruff==0.17.5",  # pinned: a new release may format differently
     "silx",  # silx view's choice of the default plot; without its GUI
