@@ -9,8 +9,8 @@ from pathlib import Path
 import fabio
 import numpy as np
 import pytest
-from fabio.compression import compByteOffset
-from hypothesis import given
+from fabio.compression import compByteOffset, decByteOffset
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tangods_detector.simulators.camserver import byteoffset, imagefile, models
@@ -189,6 +189,16 @@ def test_the_code_is_that_of_fabio(values):
 )
 def test_escapes(difference, code):
     assert byteoffset.one(difference) == bytes.fromhex(code)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(EDGES) | st.integers(-100, 100), min_size=80, max_size=200))
+def test_damaged_pixels_are_as_many_as_they_were(values):
+    code = byteoffset.encode(np.array([*values, *range(1, 40)] * 2, np.int32))
+    head, changed, rest = imagefile.damaged([b"head", memoryview(code), b"rest"])
+    assert (head, rest) == (b"head", b"rest") and len(changed) == len(code)
+    assert sum(a != b for a, b in zip(changed, code, strict=True)) == 1
+    assert len(decByteOffset(changed)) == len(decByteOffset(code))
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------

@@ -248,10 +248,11 @@ def truncated(content: list[Buffer]) -> list[Buffer]:
 
 
 def damaged(content: list[Buffer]) -> list[Buffer]:
-    """One byte of the pixels is another one; the file is as long as it was."""
+    """A difference in the second half of the pixels is another one; the file is as long as it was."""
     head, code, *rest = content
     changed = bytearray(code)
-    # a difference of one byte that is followed by others, not a part of an escape
-    at = next(k for k in range(len(changed) // 2, len(changed)) if changed[k - 16 : k + 1].count(0) == 17)
-    changed[at] = 1
+    middle = len(changed) // 2
+    # an escape has 14 more bytes at most: behind so many others there is a difference of one byte
+    at = next((k for k in range(middle, len(changed)) if 0x80 not in changed[k - 14 : k + 1]), middle)
+    changed[at] = 2 if changed[at] == 1 else 1
     return [head, bytes(changed), *rest]

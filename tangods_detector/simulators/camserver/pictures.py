@@ -83,7 +83,7 @@ class Pictures:
 
     def get(self, pattern: str = "0", gapfill: int = -1, masked: bool = True, sums: int = 1) -> tuple[Picture, ...]:
         """The cycle as a series of these settings shows it."""
-        key = (pattern, gapfill, masked, sums)
+        key = (pattern, 0, False, 1) if self._recorded else (pattern, gapfill, masked, sums)
         found = self._made.pop(key, None)
         if found is None:
             while len(self._made) >= KEPT:
