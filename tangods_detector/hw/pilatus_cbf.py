@@ -1,6 +1,7 @@
 """What a miniCBF says about itself, without decoding its pixels. Python 3.6, see pilatus_stream."""
 
 import base64
+import functools
 import hashlib
 import re
 from datetime import datetime
@@ -73,11 +74,16 @@ def taken_at(header: bytes) -> Optional[float]:
     found = _DATE.search(header)
     if not found:
         return None
+    second = _second(found.group(1).decode("ascii"))
+    return None if second is None else second + float(found.group(2) or 0)
+
+
+@functools.lru_cache(maxsize=4)  # hundreds of images have the same
+def _second(text: str) -> Optional[float]:
     try:
-        moment = datetime.strptime(found.group(1).decode("ascii"), "%Y-%m-%dT%H:%M:%S").timestamp()
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp()
     except (ValueError, OverflowError):
         return None
-    return moment + float(found.group(2) or 0)
 
 
 def fields(header: bytes) -> Dict[str, str]:

@@ -14,6 +14,7 @@ from tangods_detector.hw.pilatus_watcher import Pattern, Watcher
 log = logging.getLogger(__name__)
 
 LOOK = 0.05  # s between two looks at orders
+LOOK_BUSY = 0.01  # s between two looks at the folder while there is something to send
 END_LIMIT = 5.0  # s for the end message, and for what is still in the socket
 QUICKLY = 1.0  # s for the same, when it shall end at once
 DAMAGED_FOLDER = "damaged"  # in the images' folder: a rename costs nothing
@@ -99,6 +100,7 @@ class Run:
         self._stopping = False
         self._over_at = 0.0
         self._limit = END_LIMIT
+        self._looked = 0.0
 
     # --- orders ------------------------------------------------------------------------------------------------------
 
@@ -166,7 +168,10 @@ class Run:
             self._outlet.wait(LOOK)
 
     def _stream(self) -> None:
-        self._find(0.0 if self._hand is not None or self.queue.waiting else LOOK)
+        busy = self._hand is not None or self.queue.waiting > 0
+        if not busy or time.monotonic() - self._looked > LOOK_BUSY:
+            self._find(0.0 if busy else LOOK)
+            self._looked = time.monotonic()
         if self._hand is None:
             self._take()
         if self._hand is not None:
