@@ -140,16 +140,41 @@ class Acquisition:
         return self.snapshot.state in AWAY or self.snapshot.info is None
 
     def picture(self) -> Picture | None:
-        """The newest image that the receiver has."""
-        return self._receiver.last_frame() if self._receiver else None
+        """The newest image that the receiver has; the hardware's own where the receiver has none, or an older one."""
+        return self._newest(lambda receiver: receiver.last_frame(), lambda own: own, None)
 
     def video_image(self) -> bytes:
         """The same for LImA's viewers."""
-        return self._receiver.video_image() if self._receiver else imaging.NO_VIDEO_IMAGE
+        return self._newest(
+            lambda receiver: receiver.video_image(),
+            lambda own: imaging.video_image(own.array, own.number),
+            imaging.NO_VIDEO_IMAGE,
+        )
 
     def picture_number(self) -> int:
         """Its number in its series; -1: there is none."""
-        return self._receiver.last_number() if self._receiver else -1
+        return self._newest(lambda receiver: receiver.last_number(), lambda own: own.number, -1)
+
+    def _newest(self, theirs: Callable[[Receiver], T], ours: Callable[[Picture], T], none: T) -> T:
+        """What the receiver answers; of the hardware's picture where that is `none`, an error, or of an earlier series:
+        until the first frame of a series has come, the receiver shows its last one."""
+        earlier = self.snapshot.state in BUSY and self.snapshot.received == 0
+        own = self._own_picture() if earlier or self._receiver is None else None
+        if own is not None or self._receiver is None:
+            return none if own is None else ours(own)
+        try:
+            answer = theirs(self._receiver)
+        except ReceiverError:
+            if (own := self._own_picture()) is None:
+                raise
+            return ours(own)
+        if answer == none and (own := self._own_picture()) is not None:
+            return ours(own)
+        return answer
+
+    def _own_picture(self) -> Picture | None:
+        found = self._backend.picture()
+        return None if found is None else Picture(*found)
 
     def _ask(self, act: Callable[[], T], what: str, while_busy: bool = True) -> T:
         """Let the thread do it and wait for the answer, for a bounded time."""

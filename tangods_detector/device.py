@@ -461,8 +461,9 @@ class Detector(Device):
         max_dim_x=MAX_SIDE,
         max_dim_y=MAX_SIDE,
         label="Last image",
-        doc="Newest image that the receiver has, rows x columns, as float32 whatever the detector's type. Empty before "
-        "the first. For a live view: read it some times a second, there are no events.",
+        doc="Newest image that the receiver has, rows x columns, as float32 whatever the detector's type; where it has "
+        "none of this series, the one that the detector itself keeps, if it does. Empty before the first. For a live "
+        "view: read it some times a second, there are no events.",
     )
     def LastImage(self) -> NDArray[np.float32]:
         with tango_edge.as_dev_failed("Detector.LastImage"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tangods_detector.settings import Series, Settings, TriggerMode
 
@@ -70,7 +71,7 @@ class Parameter:
 
 class Backend(ABC):
     """One kind of detector. All calls come from one thread, but for `stop`, which may interrupt a blocking `arm` or
-    `trigger`. Every method raises HardwareError with the hardware's own words when it fails."""
+    `trigger`, and `picture`. Every method raises HardwareError with the hardware's own words when it fails."""
 
     Options: ClassVar[type]
     trigger_modes: ClassVar[frozenset[TriggerMode]]
@@ -127,6 +128,13 @@ class Backend(ABC):
 
     def frames_came(self, frames: int) -> None:  # noqa: B027  most do not need it
         """So many of this series has the receiver; for hardware that does not tell how many it has sent."""
+
+    def picture(self) -> tuple[int, NDArray[Any]] | None:
+        """Number (from 0, in its series) and pixels (rows x columns) of the newest image that the hardware itself keeps
+        for viewers; None: none, or none of the series that runs. Shown where the receiver has none.
+
+        From any thread, at any time, again and again: answers within a second, never raises, holds up no other call."""
+        return None
 
     def frame_bytes(self, settings: Settings) -> int:
         """Bytes that one frame will take in the file, roughly; less than the pixels when the stream is compressed."""

@@ -6,9 +6,10 @@ import json
 import logging
 import time
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpx
+from numpy.typing import NDArray
 
 from tangods_detector.hw.base import Backend, DetectorInfo, Parameter, Phase, Status
 from tangods_detector.hw.eiger_link import ARMED, LOST, STOP_LIMIT, EigerOptions, Link
@@ -54,6 +55,7 @@ class Eiger(Backend):
         try:
             self._link.begin()
             self._info = self._link.info()
+            self._link.monitor.show(None)
         except BaseException:
             self.close()
             raise
@@ -154,6 +156,7 @@ class Eiger(Backend):
         link = self._there
         link.given_up.clear()
         self._run, link.in_series = None, False
+        link.monitor.hold()
         if link.make_idle() or link.unit.read("stream/config/mode").value != "enabled":
             link.set_up_modules()
         plan = Plan.of(series.settings, series.live, self.knobs.trigger_exposure > 0)
@@ -167,6 +170,7 @@ class Eiger(Backend):
         if (state := link.state()) not in (*ARMED, *done_already):
             raise HardwareError(f"arm: the state is {state} and not ready{link.words_of_error(state)}")
         link.in_series = True
+        link.monitor.show(number)
         self._run = Run(plan, series.settings, self._fire)
         return number
 
@@ -195,6 +199,15 @@ class Eiger(Backend):
     def frames_came(self, frames: int) -> None:
         if self._run is not None:
             self._run.came = max(self._run.came, frames)
+
+    def picture(self) -> tuple[int, NDArray[Any]] | None:
+        """Of the monitor, where it is wished for."""
+        link = self._link
+        return link.monitor.picture() if link is not None and self._options.monitor else None
+
+    @property
+    def monitor_failures(self) -> int:
+        return self._there.monitor.failures
 
     def _fire(self, exposure: float) -> None:
         """In the run's thread: one trigger, until its images are exposed."""

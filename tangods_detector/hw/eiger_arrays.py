@@ -1,9 +1,11 @@
-"""Pixel masks and flat fields between a control unit and files: SIMPLON's `__darray__`, .npy, .tif."""
+"""Arrays of a control unit: SIMPLON's `__darray__`, TIFF; pixel masks and flat fields as files (.npy, .tif)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,18 @@ def from_json(value: Any) -> NDArray[Any]:
         return np.frombuffer(base64.b64decode(value["data"]), np.dtype(value["type"])).reshape(value["shape"])
     except (KeyError, TypeError, ValueError, binascii.Error) as exc:
         raise HardwareError(f"the array of the control unit makes no sense: {exc}") from exc
+
+
+def from_tiff(data: bytes) -> NDArray[Any]:
+    """Counts, rows x columns. HardwareError: that is no image."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+            array = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, struct.error, Image.DecompressionBombError) as exc:
+        raise HardwareError(f"the image of the control unit makes no sense: {exc}") from exc
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise HardwareError(f"the image of the control unit makes no sense: {array.shape}, {array.dtype}")
+    return array.view(np.uint32) if array.dtype == np.int32 else array  # what Pillow makes of 32 bits without sign
 
 
 def load(path: str) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import httpx
 
 from tangods_detector.hw.base import DetectorInfo
+from tangods_detector.hw.eiger_monitor import Monitor
 from tangods_detector.hw.eiger_rest import Connection, Refused
 from tangods_detector.hw.eiger_series import Request
 from tangods_detector.hw.eiger_unit import Unit
@@ -50,7 +51,7 @@ class EigerOptions:
     endpoint: str = option("", "where the stream is pulled from; empty: tcp://HOST:9999 for v1, :31001 for v2")
     header_detail: Literal["none", "basic", "all"] = option("basic", "what the start message holds; all: with arrays")
     filewriter: bool = option(False, "true: the unit writes files of its own besides")
-    monitor: bool = option(False, "true: the unit keeps images for its monitor besides")
+    monitor: bool = option(False, "true: the unit keeps images for its monitor besides, for LastImage")
     timeout: float = option(10.0, "limit for an ordinary request, s")
     arm_timeout: float = option(120.0, "limit for arm, and for what makes the unit calculate tables, s")
     initialize_timeout: float = option(240.0, "limit for initialize, s")
@@ -86,6 +87,7 @@ class Link:
         self.options, self.chosen, self._transport = options, chosen, transport
         self.quick = self._connection()
         self.unit = Unit(self._connection(), options.api, options.arm_timeout)
+        self.monitor = Monitor(self._connection(), self.unit.path)
         self.given_up = threading.Event()  # what blocks is to return
         self.in_series = False  # the unit is not to be asked for more than its state
 
@@ -95,6 +97,7 @@ class Link:
 
     def close(self) -> None:
         self.quick.close()
+        self.monitor.close()
         self.unit.connection.close()
 
     def begin(self) -> None:

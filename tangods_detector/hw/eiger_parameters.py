@@ -219,6 +219,8 @@ PARAMETERS = (
     _of_key("StreamState", str, "State of the unit's stream, in SIMPLON's word", "stream/status/state", writable=False),
     _of_key("DroppedMessages", int, "Messages of the stream that the unit has dropped for want of room",
             "stream/status/dropped", writable=False),
+    _reading("MonitorFailures", int, "How often the monitor's image was asked for in vain, since connecting",
+             lambda b: b.monitor_failures),
     _action("SavePixelMask", "Write a path: the mask is saved there (.npy, .tif), on the Detector's computer",
             lambda b: b.knobs.paths["save pixel_mask"], lambda b, path: b.knobs.save_array("pixel_mask", path)),
     _action("LoadPixelMask", "Write a path: that mask is given to the detector; permanent from the next Arm on",

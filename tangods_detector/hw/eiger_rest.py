@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -60,6 +62,20 @@ class Connection:
     def read(self, path: str, timeout: float = 0.0) -> Any:
         return _json(self.get(path, timeout))
 
+    def fetch(self, path: str, timeout: float) -> bytes:
+        """Whatever is there; never repeated. The limit is for all of it, for a large answer may trickle in."""
+        tried, end = f"GET {self._base}{path}", time.monotonic() + timeout
+        with self._asking(tried, timeout) as limits, self._client.stream("GET", path, timeout=limits) as response:
+            parts = []
+            for part in response.iter_bytes():
+                parts.append(part)
+                if time.monotonic() > end:
+                    raise Unreachable(f"{tried}: not all of the answer within {timeout:g} s")
+        content = b"".join(parts)
+        if response.is_error:
+            raise Refused(tried, response.status_code, content[:WORDS].decode(errors="replace").strip())
+        return content
+
     def close(self) -> None:
         self._client.close()
 
@@ -76,22 +92,26 @@ class Connection:
         return self._ask(method, path, timeout, **more)
 
     def _ask(self, method: str, path: str, timeout: float, **more: Any) -> httpx.Response:
-        limit = timeout or self._timeout
         tried = f"{method} {self._base}{path}"
+        with self._asking(tried, timeout or self._timeout) as limits:
+            response = self._client.request(method, path, timeout=limits, **more)
+        if response.is_error:
+            raise Refused(tried, response.status_code, response.text.strip()[:WORDS])
+        return response
+
+    @contextmanager
+    def _asking(self, tried: str, limit: float) -> Iterator[httpx.Timeout]:
+        """Our turn on the connection."""
         if not self._turn.acquire(timeout=limit):
             raise Unreachable(f"{tried}: an earlier request has no answer yet after {limit:g} s")
         try:
-            limits = httpx.Timeout(limit, connect=min(CONNECT, limit))
-            response = self._client.request(method, path, timeout=limits, **more)
+            yield httpx.Timeout(limit, connect=min(CONNECT, limit))
         except httpx.TimeoutException as exc:
             raise Unreachable(f"{tried}: no answer within {limit:g} s") from exc
         except (httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:  # RuntimeError: it was closed meanwhile
             raise Unreachable(f"{tried}: {str(exc) or type(exc).__name__}") from exc
         finally:
             self._turn.release()
-        if response.is_error:
-            raise Refused(tried, response.status_code, response.text.strip()[:WORDS])
-        return response
 
 
 def _json(response: httpx.Response) -> Any:

@@ -27,6 +27,7 @@ class PretendReceiver(Receiver):
         self.unreachable = False
         self.opens = self.closes = self.stops = True
         self.refusal = ""
+        self.shown: Picture | None = Picture(3, np.zeros((2, 3), np.uint16))
 
     def _asked(self, what: str) -> None:
         self.calls.append(what)
@@ -56,10 +57,13 @@ class PretendReceiver(Receiver):
         self.now = Snapshot()
 
     def last_frame(self) -> Picture | None:
-        return Picture(3, np.zeros((2, 3), np.uint16))
+        if self.unreachable:
+            raise ReceiverError(f"receiver {self.name}: does not answer")
+        return self.shown
 
     def last_number(self) -> int:
-        return 3
+        picture = self.last_frame()
+        return picture.number if picture else -1
 
     def close(self) -> None:
         self.calls.append("close")
@@ -121,6 +125,7 @@ class Pretend(Backend):
         self.remark = ""
         self.now = Status(Phase.IDLE)
         self.series: Series | None = None
+        self.kept: tuple[int, Any] | None = None
         self._freed = threading.Event()
 
     def _called(self, name: str) -> None:
@@ -201,6 +206,9 @@ class Pretend(Backend):
 
     def latency_time(self, settings: Settings) -> float:
         return 0.001
+
+    def picture(self) -> tuple[int, Any] | None:
+        return self.kept
 
     def endpoints(self) -> list[str]:
         return ["tcp://127.0.0.1:9999"]

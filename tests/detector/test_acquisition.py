@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tangods_detector.acquisition import Acquisition
@@ -18,6 +19,7 @@ from tangods_detector.receiver import ReceiverError
 from tangods_detector.settings import OverwritePolicy, Settings, TriggerMode
 from tangods_detector.snapshot import Request, Snapshot
 from tangods_detector.states import State
+from tangods_receiver import imaging
 from tangods_receiver.errors import ConfigError, DaqError, HardwareError
 from tangods_receiver.stats import Snapshot as ReceiverSnapshot
 from tests.detector.pretend import Pretend, wait_for
@@ -625,6 +627,57 @@ def test_no_receiver_at_all(make: Callable[..., Bench]) -> None:
     bench.acquisition.change(exposure_time=0.2)
     with pytest.raises(DaqError, match="property Receiver"):
         bench.acquisition.arm(FILE)
+
+
+OWN = (7, np.full((2, 3), 5, np.uint32))
+
+
+def shown(bench: Bench) -> int:
+    """Number of the image that viewers get, of which all three ways must tell the same."""
+    acquisition = bench.acquisition
+    picture, number, video = acquisition.picture(), acquisition.picture_number(), acquisition.video_image()
+    if picture is None:
+        assert (number, video) == (-1, imaging.NO_VIDEO_IMAGE)
+        return -1
+    assert number == picture.number
+    assert video == imaging.video_image(picture.array, picture.number)
+    return number
+
+
+def test_the_hardwares_own_picture_is_shown_where_the_receiver_has_none(bench: Bench) -> None:
+    bench.backend.kept = OWN
+    assert shown(bench) == 3, "the receiver has one"
+    bench.receiver.shown = None
+    assert shown(bench) == 7
+    bench.backend.kept = None
+    assert shown(bench) == -1
+
+
+def test_the_hardwares_own_picture_until_the_first_frame_of_a_series(bench: Bench) -> None:
+    bench.acquisition.change(n_frames_per_trigger=5, trigger_mode=TriggerMode.SOFTWARE)
+    bench.acquisition.arm(FILE)
+    bench.wait(State.RUNNING)
+    assert shown(bench) == 3, "an old one is better than none"
+    bench.backend.kept = OWN
+    assert shown(bench) == 7
+    bench.backend.silent_at = 2
+    bench.acquisition.trigger()
+    wait_for("a frame", lambda: bench.now.received)
+    assert shown(bench) == 3
+    bench.acquisition.stop()
+    bench.wait(State.IDLE)
+
+
+def test_the_hardwares_own_picture_where_the_receiver_does_not_answer(make: Callable[..., Bench]) -> None:
+    bench = make().begin()
+    bench.receiver.unreachable = True
+    with pytest.raises(ReceiverError):
+        bench.acquisition.picture()
+    bench.backend.kept = OWN
+    assert shown(bench) == 7
+    alone = make(receiver=None).begin(State.NO_RECEIVER)
+    alone.backend.kept = OWN
+    assert shown(alone) == 7
 
 
 def test_restart_the_receiver(bench: Bench) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import zmq
 
-from tangods_detector.hw import eiger_arrays
+from tangods_detector.hw import eiger_arrays, eiger_monitor
 from tangods_detector.hw.base import Backend, Parameter, Phase
 from tangods_detector.hw.eiger import Eiger
 from tangods_detector.hw.eiger_link import EigerOptions
@@ -422,6 +422,8 @@ def test_what_a_model_has_not() -> None:
 
 def test_any_key(eiger: Eiger) -> None:
     assert json.loads(write(eiger, "Simplon", "detector/config/chi_start"))["unit"] == "deg"
+    limits = json.loads(write(eiger, "Simplon", "detector/config/count_time"))
+    assert 0 < limits["min"] < limits["max"] <= 3600, "as the page says"
     assert write(eiger, "Simplon", "detector/config/chi_start = 1.5") == "1.5"
     assert write(eiger, "Simplon", "detector/config/sample_name = lysozyme") == '"lysozyme"'
     assert json.loads(write(eiger, "Simplon", "detector/command/arm")) == {"sequence id": 1}
@@ -469,3 +471,124 @@ def test_a_live_series_announces_no_number(eiger: Eiger, listener: Listener) -> 
     start = wait_for("the start", lambda: next((m for m in listener.messages if isinstance(m, SeriesStart)), None))
     assert start.nframes is None
     eiger.stop()
+
+
+# --- the monitor ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(dcu: EigerSimulator) -> Iterator[Eiger]:
+    backend = connected(dcu, "v2", monitor=True, timeout=2.0)
+    yield backend
+    backend.close()
+
+
+def one_series(backend: Eiger, n: int) -> int:
+    """Its number."""
+    number = backend.arm(Series(1, backend.configure(Settings(exposure_time=0.002, n_frames_per_trigger=n))))
+    backend.start()
+    wait_for("the end", lambda: backend.status().phase is Phase.DONE)
+    return number
+
+
+def last_of_monitor(dcu: EigerSimulator) -> Any:
+    """Pixels, as the unit keeps them."""
+    return next(reversed(dcu.unit.monitor._images.values()))
+
+
+def test_the_monitors_picture(watched: Eiger, dcu: EigerSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eiger_monitor, "LOOK", 0.0)
+    assert watched.picture() is None and parameter(watched, "MonitorFailures").get(watched) == 0, "none is no failure"
+    with Listener(watched.endpoints(), dectris2.decode):
+        one_series(watched, 5)
+        number, pixels = wait_for("the last", lambda: (p := watched.picture()) and p[0] == 4 and p)
+        assert pixels.dtype == last_of_monitor(dcu).dtype
+        np.testing.assert_array_equal(pixels, last_of_monitor(dcu))
+        watched.stop()
+        assert watched.picture() is not None, "also when the series is over"
+        settings = watched.configure(Settings(trigger_mode=TriggerMode.EXTERNAL_SINGLE, n_frames_per_trigger=2))
+        watched.arm(Series(2, settings))
+        assert dcu.unit.monitor.last == [1, 4]
+        assert watched.picture() is None, "that one is of an earlier series"
+        watched.start()
+        dcu.edge()
+        assert wait_for("the first of this one", watched.picture)[1].shape == (512, 1028)
+        watched.stop()
+    assert parameter(watched, "MonitorFailures").get(watched) == 0
+    watched.close()
+    assert watched.picture() is None
+
+
+def test_the_monitor_is_looked_at_once_a_second_and_an_image_fetched_once(
+    watched: Eiger, dcu: EigerSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    latest, status = dcu.unit.monitor.latest, dcu.unit.status["monitor"]
+    monkeypatch.setattr(dcu.unit.monitor, "latest", lambda: (asked.append(time.monotonic()), latest())[1])
+    looked: list[str] = []
+    read = type(status).read
+    monkeypatch.setattr(type(status), "read", lambda self, key: (looked.append(key), read(self, key))[1])
+    with Listener(watched.endpoints(), dectris2.decode):
+        number = one_series(watched, 2)
+        wait_for("the last", lambda: dcu.unit.monitor.last == [number, 1])
+        looked.clear()
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1.5:
+            watched.picture()
+            time.sleep(0.01)
+        watched.stop()
+    assert looked.count("monitor_image_number") == 2
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [
+        {"hang": "monitor_image_number", "hang_seconds": 3},
+        {"hang": "images/monitor", "hang_seconds": 3},
+        {"server_error": "images/monitor"},
+        {"drop_connection": "images/monitor", "drop_after": 0.0},
+    ],
+    ids=lambda failures: "-".join(map(str, failures.values())),
+)
+def test_a_monitor_that_fails_is_in_nobodys_way(
+    watched: Eiger, dcu: EigerSimulator, failures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eiger_monitor, "FAILED", 0.3)
+    monkeypatch.setattr(eiger_monitor, "LIMIT", 2.0)
+    with Listener(watched.endpoints(), dectris2.decode) as listener:
+        number = one_series(watched, 5)
+        dcu.fail(Failures(**failures))
+        looker = threading.Thread(target=watched.picture)
+        begun = time.monotonic()
+        looker.start()
+        wait_for("the failure", lambda: len(dcu.happened) == 1)
+        watched.stop()
+        assert time.monotonic() - begun < 1.5, "the stop does not wait for the monitor"
+        looker.join()
+        assert time.monotonic() - begun < 2.9, "nor does who looks wait for longer than the limit"
+        assert parameter(watched, "MonitorFailures").get(watched) == 1
+        wait_for("the images", lambda: len(listener.frames(number)) == 5)
+        assert wait_for("the next look", watched.picture)[0] == 4
+        assert parameter(watched, "MonitorFailures").get(watched) == 1
+
+
+def test_the_monitor_is_left_alone_while_the_unit_is_armed(watched: Eiger, dcu: EigerSimulator) -> None:
+    settings = watched.configure(Settings())
+    dcu.fail(Failures(arm_seconds=1.0, server_error="/monitor"))
+    with Listener(watched.endpoints(), dectris2.decode):
+        armer = threading.Thread(target=watched.arm, args=(Series(1, settings),))
+        armer.start()
+        wait_for("arm", lambda: value(dcu, "status/state") == "configure")
+        assert watched.picture() is None
+        assert not [what for what in dcu.happened if "monitor" in what]
+        armer.join()
+        assert watched.picture() is None
+        assert [what for what in dcu.happened if "monitor" in what], "now it is asked"
+        watched.stop()
+
+
+def test_without_the_option_the_monitor_is_not_asked(eiger: Eiger, dcu: EigerSimulator) -> None:
+    dcu.fail(Failures(server_error="/monitor"))
+    assert eiger.picture() is None
+    assert dcu.happened == []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from tangods_detector.hw.eiger_rest import Connection, Refused, Unreachable
 from tangods_detector.hw.eiger_series import Plan, Request, Run
 from tangods_detector.hw.eiger_unit import Unit, Value
 from tangods_detector.settings import Settings, TriggerMode
+from tangods_detector.simulators.eiger import tiff
 from tangods_receiver.errors import ConfigError, HardwareError
 from tests.contract import wait_for
 
@@ -119,6 +121,23 @@ def test_something_else_than_a_control_unit() -> None:
     with pytest.raises(HardwareError, match="is this a SIMPLON control unit"):
         connection(server).read("/x")
     assert connection(server.on("/x", httpx.Response(200))).command("/x") is None
+
+
+def test_what_trickles_in_has_a_limit_as_a_whole() -> None:
+    def trickle() -> Iterator[bytes]:
+        for _ in range(100):
+            time.sleep(0.05)
+            yield b"x"
+
+    link = connection(
+        Scripted().on("/x", httpx.Response(200, content=trickle())).on("/y", httpx.Response(408, text="no"))
+    )
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match="GET http://dcu/x: not all of the answer within 0.2 s"):
+        link.fetch("/x", 0.2)
+    assert time.monotonic() - begun < 1
+    with pytest.raises(Refused, match="GET http://dcu/y: 408 no"):
+        link.fetch("/y", 0.2)
 
 
 def test_who_waits_for_a_connection_that_is_taken_is_told_so() -> None:
@@ -382,3 +401,23 @@ def test_what_is_no_array(tmp_path: Any) -> None:
         eiger_arrays.load(str(tmp_path / "line.npy"))
     with pytest.raises(ConfigError, match="must end in"):
         eiger_arrays.save("mask.txt", np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4"])
+def test_an_image_of_the_monitor(dtype: str) -> None:
+    image = np.arange(12, dtype=dtype).reshape(3, 4)
+    image[1, 2] = np.iinfo(dtype).max
+    decoded = eiger_arrays.from_tiff(tiff.encode(image))
+    assert decoded.dtype == image.dtype
+    np.testing.assert_array_equal(decoded, image)
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")  # what Pillow calls a damaged list of tags
+def test_what_is_no_image() -> None:
+    good = tiff.encode(np.arange(12, dtype="u4").reshape(3, 4))
+    width, wider = (struct.pack("<HHII", 256, 4, 1, columns) for columns in (4, 400))
+    assert width in good
+    real = tiff.encode(np.zeros((3, 4), "f4"))
+    for data in (b"", b"GIF89a", good[:10], good[:30], good[:60], good.replace(width, wider), real):
+        with pytest.raises(HardwareError, match="image of the control unit makes no sense"):
+            eiger_arrays.from_tiff(data)

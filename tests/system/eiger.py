@@ -13,10 +13,11 @@ from typing import Any
 
 import h5py
 import httpx
+import numpy as np
 
 from tangods_detector.localtango import LocalTango
 from tangods_detector.simulators.eiger import models
-from tangods_detector.simulators.eiger.images import Pictures
+from tangods_detector.simulators.eiger.images import Picture, Pictures
 from tangods_detector.simulators.eiger.parameters import Detector
 from tests.system.beamline import DATASET, Beamline
 
@@ -88,15 +89,22 @@ class EigerBeamline(Beamline):
     """`stream` is v1 or v2."""
 
     def __init__(
-        self, local: LocalTango, instance: str, root: Path, unit: ControlUnit, stream: str, **more: Any
+        self,
+        local: LocalTango,
+        instance: str,
+        root: Path,
+        unit: ControlUnit,
+        stream: str,
+        options: Sequence[str] = (),
+        **more: Any,
     ) -> None:
         super().__init__(local, instance, root, Protocol=PROTOCOLS[stream], EndTimeout=1.0)
-        self.unit, self.stream, self._more = unit, stream, more
+        self.unit, self.stream, self._options, self._more = unit, stream, options, more
 
     def __enter__(self) -> EigerBeamline:
         endpoint = self.unit.endpoints[self.stream]
         options = ["host = 127.0.0.1", f"port = {self.unit.port}", f"stream = {self.stream}", f"endpoint = {endpoint}"]
-        options += ["timeout = 3", "patience = 4"]
+        options += ["timeout = 3", "patience = 4", *self._options]
         properties = {"Backend": "eiger", "BackendOptions": options, "Receiver": self.receiver_name, **self._more}
         self.put("Detector", self.detector_name, **properties)
         self.put("StreamReceiver", self.receiver_name, Root=str(self.root), Endpoints=[endpoint])
@@ -117,12 +125,20 @@ class EigerBeamline(Beamline):
 @lru_cache
 def sent(exposure: float, period: float) -> tuple[bytes, ...]:
     """The blobs that the control unit sends in turn with these settings."""
+    return tuple(picture.blobs[0] for picture in _encoded(exposure, period))
+
+
+def pictures(exposure: float, period: float) -> list[np.ndarray]:
+    """What is in them."""
+    return [picture.arrays[0] for picture in _encoded(exposure, period)]
+
+
+def _encoded(exposure: float, period: float) -> Sequence[Picture]:
     model = models.model(MODEL, "")
     detector = Detector(model)
     for name, value in (("count_time", exposure), ("frame_time", period)):
         detector.write(name, value)
-    pictures = Pictures(model).encoded(detector.arm(), "bslz4", raw_lz4=False)
-    return tuple(picture.blobs[0] for picture in pictures)
+    return Pictures(model).encoded(detector.arm(), "bslz4", raw_lz4=False)
 
 
 def assert_sent(file: Path, n: int, exposure: float = 0.001, period: float = 0.002, lost: Sequence[int] = ()) -> None:

@@ -6,16 +6,18 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import tango
 
 from tangods_detector.hw.eiger_parameters import PARAMETERS
 from tangods_detector.localtango import LocalTango
 from tests.system.beamline import DATASET, ON, wait_for
-from tests.system.eiger import GOOD, ControlUnit, EigerBeamline, assert_sent
+from tests.system.eiger import GOOD, ControlUnit, EigerBeamline, assert_sent, pictures
 
 pytestmark = pytest.mark.system
 STREAMS = ("v1", "v2")
@@ -293,6 +295,35 @@ def test_a_live_view(beamline: EigerBeamline) -> None:
     assert beamline.wait_end() in ON, beamline.detector.status()
     assert beamline.detector.nFramesMissing == beamline.snapshot()["missing"] == 0
     beamline.good_series()
+
+
+def test_the_monitors_picture_where_the_receiver_has_none(local_tango: LocalTango, tmp_path: Path) -> None:
+    with (
+        ControlUnit() as unit,
+        EigerBeamline(local_tango, "eigermon", tmp_path, unit, "v2", ["monitor = true"]) as both,
+    ):
+        detector = both.detector
+        assert detector.LastImage.size == 0 and detector.LastImageNumber == -1
+        unit.fail(lose=list(range(200)))
+        both.set(nFramesPerTrigger=200, ExposureTime=0.005, FrameTime=0.01)
+        detector.Arm()
+        both.wait_running()
+        first = wait_for("a picture", lambda: (n := detector.LastImageNumber) >= 0 and (n,))[0]
+        assert detector.state() is tango.DevState.RUNNING and detector.nFramesReceived == 0
+        image = detector.LastImage
+        kept = [picture.astype(np.float32) for picture in pictures(0.005, 0.01)]
+        assert any(np.array_equal(image, picture) for picture in kept)
+        wait_for("a newer one", lambda: detector.LastImageNumber > first)
+        assert both.wait_end() in ON and detector.nFramesMissing == 200
+        wait_for("the last", lambda: detector.LastImageNumber == 199)
+        form, data = detector.video_last_image
+        assert form == "VIDEO_IMAGE"
+        sent = pictures(0.005, 0.01)[199 % len(kept)]
+        assert bytes(data[32:]) == sent.tobytes()
+        assert both.receiver.LastImageNumber == -1 and detector.MonitorFailures == 0
+        unit.fail()
+        both.good_series()
+        assert detector.LastImageNumber == both.receiver.LastImageNumber == 19
 
 
 # --- overhead ---------------------------------------------------------------------------------------------------------
