@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -19,6 +18,7 @@ from tangods_receiver.config import ForwardPort
 from tangods_receiver.errors import ConfigError
 from tangods_receiver.outbox import Ending, Item, Opening, Outbox
 from tangods_receiver.outlet import Outlet
+from tangods_receiver.priority import give_way
 from tangods_receiver.protocol import Frame, SeriesEnd, SeriesStart, stins
 from tangods_receiver.protocol.checks import dumps
 from tangods_receiver.security import Guard
@@ -32,7 +32,6 @@ ATTENTION = 2  # ms between looks at a client that is shaking hands
 DRAIN = 1.0  # s for what still waits when the engine stops
 START_LIMIT = 10.0  # s
 DEPTH = 50  # of nested metadata, where some of it is not JSON; what is deeper is left out
-NICE = 10  # more than the rest of the process: where cores are short, recording comes first
 SLOW = 10.0  # s that recording may wait for a client before the status tells
 
 
@@ -190,7 +189,7 @@ class Port:
 
     def _main(self) -> None:
         if not self._lossless:
-            _give_way()
+            give_way()  # and the threads that libzmq begins in it
         try:
             with zmq.Context(1) as context:
                 outlet = self._outlet(context)
@@ -329,13 +328,6 @@ class Port:
             f"; a subscriber was too slow and lost frames, {passed_by} times" if passed_by else "",
         )
         return True
-
-
-def _give_way() -> None:
-    """This thread, and those that libzmq begins in it."""
-    thread = threading.get_native_id()  # to Linux, a process
-    with suppress(OSError):  # not allowed: then not
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE)
 
 
 class Forwarder:

@@ -17,6 +17,7 @@ from tangods_receiver import codecs, rois
 from tangods_receiver.accumulation import Accumulation
 from tangods_receiver.errors import ConfigError, DaqError, StreamError
 from tangods_receiver.mosaic import Collector, Mosaic, Piece, Shown
+from tangods_receiver.priority import give_way
 from tangods_receiver.protocol import Frame, SeriesStart
 from tangods_receiver.rois import Roi, Sample
 from tangods_receiver.stats import LiveStats, RoiStats
@@ -234,6 +235,7 @@ class Live:
         return time.monotonic() - max(LOOK, 2 * self._period)
 
     def _main(self) -> None:
+        give_way()
         due = 0.0
         while not self._halt:
             try:

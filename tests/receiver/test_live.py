@@ -1,13 +1,14 @@
 """The live view: who looks gets the newest image, nobody else pays for it."""
 
 import math
+import os
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from tangods_receiver import codecs, live
+from tangods_receiver import codecs, live, priority
 from tangods_receiver.errors import ConfigError, StreamError
 from tangods_receiver.live import Live
 from tangods_receiver.protocol import Array, Frame, SeriesStart, stins
@@ -467,3 +468,17 @@ def test_modules_in_messages_of_their_own(tmp_path, workers):
     for module in range(3):
         np.testing.assert_array_equal(picture.array[module], image(10 * picture.number + module))
     assert workers > 1 or picture.number == 3
+
+
+def test_the_live_view_gives_way_to_recording():
+    own = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    before = {t.ident for t in threading.enumerate()}
+    view = Live()
+    view.start()
+    try:
+        (thread,) = [t for t in threading.enumerate() if t.ident not in before]
+        wanted = min(19, own + priority.NICE)
+        wait_for(lambda: os.getpriority(os.PRIO_PROCESS, thread.native_id) == wanted)
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+    finally:
+        view.stop()
