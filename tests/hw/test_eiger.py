@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 import zmq
+import zmq.utils.garbage
 
 from tangods_detector.hw import eiger_arrays, eiger_monitor
 from tangods_detector.hw.base import Backend, Parameter, Phase
@@ -33,7 +34,7 @@ from tests.contract import BackendContract, Listener, wait_for
 
 
 @pytest.fixture(scope="module", autouse=True)
-def collector_of_zmq() -> None:
+def collector_of_zmq() -> Iterator[None]:
     """pyzmq starts it with the first message that is sent without a copy, and keeps it."""
     with zmq.Context() as context, context.socket(zmq.PUSH) as a, context.socket(zmq.PULL) as b:
         a.linger = 0
@@ -41,6 +42,8 @@ def collector_of_zmq() -> None:
         a.connect("inproc://collector")
         a.send(bytes(1_000_000), copy=False)
         b.recv()
+    yield
+    zmq.utils.garbage.gc.stop()  # servers that later tests fork would wait for it at their end
 
 
 def connected(dcu: EigerSimulator, stream: str, **options: Any) -> Eiger:
