@@ -43,7 +43,7 @@ def collector_of_zmq() -> Iterator[None]:
         a.send(bytes(1_000_000), copy=False)
         b.recv()
     yield
-    zmq.utils.garbage.gc.stop()  # servers that later tests fork would wait for it at their end
+    zmq.utils.garbage.gc.stop()  # nothing of it for later tests, which fork servers
 
 
 def connected(dcu: EigerSimulator, stream: str, **options: Any) -> Eiger:

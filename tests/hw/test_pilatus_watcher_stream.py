@@ -38,7 +38,7 @@ def collector():
         push.send(zmq.Frame(b"x", track=True, copy=False, copy_threshold=0), copy=False)
         pull.recv()
     yield
-    zmq.utils.garbage.gc.stop()  # servers that later tests fork would wait for it at their end
+    zmq.utils.garbage.gc.stop()  # nothing of it for later tests, which fork servers
 
 
 @pytest.fixture
