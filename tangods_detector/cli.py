@@ -6,8 +6,10 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -168,8 +170,7 @@ def replay(
     from tangods_receiver import security
 
     guard = security.guard(curve_key, curve_clients, allow_peers)
-    with progress_bar() as bar:
-        task = bar.add_task("sent", total=None)
+    with progress_bar("sent") as step:
         sent = send(
             open_files(files, filename),
             endpoint,
@@ -178,7 +179,7 @@ def replay(
             reorder=reorder,
             cut=cut,
             seed=seed,
-            progress=lambda n: bar.update(task, completed=n),
+            progress=lambda n: step(n, None),
             guard=guard,
         )
     console.print(f"{sent} messages sent")
@@ -236,9 +237,8 @@ def assemble(file: Path, output: Path | None, frames: str, geometry: Path | None
 
     output = output or file.with_name(f"{file.stem}_assembled.h5")
     values = tool.load_geometry(geometry) if geometry else None
-    with progress_bar() as bar:
-        task = bar.add_task("assembling", total=None)
-        done = tool.assemble(file, output, frames, values, lambda n, of: bar.update(task, completed=n, total=of))
+    with progress_bar("assembling") as step:
+        done = tool.assemble(file, output, frames, values, step)
     rows, columns = done.full_shape
     console.print(f"{done.path}: {done.frames} images of {rows} x {columns}")
     if not done.closed:
@@ -366,18 +366,22 @@ def pilatus(failures: str, **options: Any) -> None:
 
 
 def _report(work: Callable[[Callable[[int, int], None]], Any], title: str) -> None:
-    with progress_bar() as bar:
-        task = bar.add_task(title, total=None)
-        report = work(lambda done, total: bar.update(task, completed=done, total=total))
+    with progress_bar(title) as step:
+        report = work(step)
     for line in report.lines():
         console.print(line)
     if not report.ok:
         sys.exit(1)
 
 
-def progress_bar() -> Progress:
-    """Goes when the work is over or was refused; none where nobody watches."""
-    return Progress(
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Gives what is called with done and total; the bar goes when the work is over or was refused, and there is none
+    where nobody watches.
+
+    Python drops a KeyboardInterrupt that happens to come while a weak reference or `__del__` is called, so the next
+    step raises it once more."""
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -386,3 +390,22 @@ def progress_bar() -> Progress:
         transient=True,
         disable=not sys.stderr.isatty(),
     )
+    task = bar.add_task(title, total=None)
+    interrupted = False
+
+    def interrupt(sign: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.default_int_handler(sign, frame)
+
+    def step(done: int, total: int | None) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+        bar.update(task, completed=done, total=total)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with bar:
+            yield step
+    finally:
+        signal.signal(signal.SIGINT, before)

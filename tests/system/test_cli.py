@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tangods_detector.cli import progress_bar
 from tangods_detector.localtango import LocalTango
 from tangods_receiver.protocol import recording, stins
 from tests.receiver import dectris
@@ -248,3 +249,15 @@ def test_register_without_a_database(tmp_path: Path) -> None:
     done = run("register", "--root", tmp_path, "--endpoint", "tcp://127.0.0.1:9999", TANGO_HOST=host)
     assert done.returncode == 1
     assert "TANGO_HOST" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_interrupt_that_python_drops_is_raised_at_the_next_step() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="^$"), progress_bar("working") as step:
+        step(1, 3)
+        with suppress(KeyboardInterrupt):  # as in a weak reference's callback
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("not raised at once")
+        step(2, 3)
+        pytest.fail("not raised again")
+    assert signal.getsignal(signal.SIGINT) is before
