@@ -14,7 +14,7 @@ import numpy as np
 import tango
 from numpy.typing import NDArray
 from tango import AttReqType, AttrQuality, AttrWriteType, DevState
-from tango.server import Device, attribute, command, device_property, run
+from tango.server import Device, attribute, command, device_property
 
 from tangods_detector import __version__
 from tangods_detector.acquisition import Acquisition
@@ -786,8 +786,7 @@ def _in_alarm(p: base.Parameter, readings: Mapping[str, float]) -> bool:
 def main() -> None:
     """Server `Detector INSTANCE`."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of bitshuffle that wait must not take the processor
-    tango_edge.setup_logging()
-    run((Detector,))
+    tango_edge.serve(Detector)
 
 
 if __name__ == "__main__":

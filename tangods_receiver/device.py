@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from tango import DevState
-from tango.server import Device, attribute, command, device_property, run
+from tango.server import Device, attribute, command, device_property
 
 from tangods_receiver import __version__, config, imaging, rois, stats, tango_edge
 from tangods_receiver.engine import Engine
@@ -838,5 +838,4 @@ def series_to_begin(what: str) -> tuple[str, int | None, dict[str, Any]]:
 
 def main() -> None:
     """Server `StreamReceiver INSTANCE`."""
-    tango_edge.setup_logging()
-    run((StreamReceiver,))
+    tango_edge.serve(StreamReceiver)

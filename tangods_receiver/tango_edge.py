@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import tango
+from tango.server import Device, run
 
 from tangods_receiver.errors import DaqError
 
@@ -37,6 +39,15 @@ def dev_failed(exc: DaqError, origin: str) -> tango.DevFailed:
     except tango.DevFailed as failed:
         return failed
     raise AssertionError("throw_exception returned")
+
+
+def serve(device: type[Device]) -> None:
+    """Run the server of one device class, as the command line says."""
+    # s between omniORB's looks at its connections; its end of a server waits as long, 5 s as it comes. Read once, when
+    # the process first uses Tango.
+    os.environ.setdefault("ORBscanGranularity", "1")
+    setup_logging()
+    run((device,))
 
 
 # --- logging ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 os.environ["TANGO_HOST"] = "127.0.0.1:1"  # nobody there: a test that forgets its database must not find a real one
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # our console scripts
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+os.environ["ORBscanGranularity"] = "1"  # as our servers have it; a forked one has what this process began with
 faulthandler.enable(file=sys.__stderr__)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
 # Shared machines stall: a slow example is not a failure. print_blob: a failure can be repeated elsewhere.
