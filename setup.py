@@ -41,7 +41,8 @@ def compiled(name):
     return Extension(f"tangods_receiver.{name}", sources, depends=headers, extra_compile_args=["-O3"], optional=True)
 
 
-EXTENSIONS = [compiled(name) for name in ("_hotpath", "_pixels") if (HERE / f"tangods_receiver/{name}.pyx").exists()]
+NAMES = ("_hotpath", "_pixels", "_ring")
+EXTENSIONS = [compiled(name) for name in NAMES if (HERE / f"tangods_receiver/{name}.pyx").exists()]
 
 setup(
     name="tangods-detector",
@@ -60,7 +61,7 @@ setup(
         "Topic :: Scientific/Engineering",
     ],
     packages=find_packages(include=["tangods_detector*", "tangods_receiver*"]),
-    package_data={"tangods_receiver": ["web/*"]},
+    package_data={"tangods_receiver": ["web/*"], "tangods_detector.simulators": ["*.c", "*.h"]},
     ext_modules=cythonize(EXTENSIONS, build_dir="build/cython"),
     python_requires=">=3.10",
     install_requires=[
