@@ -129,9 +129,15 @@ class RawFrame(NamedTuple):
 class LambdaSystem(ABC):
     """The modules of one unit. Every method raises HardwareError with the unit's own words when it is refused or fails.
 
-    Calls come from one thread at a time, but for `next_frame`: from one thread for each module, beside the others."""
+    Calls come from one thread at a time, but for `next_frame`: from one thread for each module, beside the others.
+
+    `counter_bits` of a frame's number are of use. `settle` s frames may still come after a module is no longer busy and
+    its ring is empty. `dual_shares_numbers`: the two frames of a DUAL acquisition have the same number (False: each its
+    own; None: found out when it happens)."""
 
     counter_bits: ClassVar[int] = 24
+    settle: ClassVar[float] = 0.0
+    dual_shares_numbers: ClassVar[bool | None] = None
 
     @abstractmethod
     def connect(self) -> Description:
