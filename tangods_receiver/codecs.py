@@ -8,6 +8,9 @@
 | cbf | a whole miniCBF file, byte-offset compressed; only read |
 | mono12p | 12-bit pixels, two in three bytes: b0 + (b1 & 15) * 256, (b1 >> 4) + b2 * 16 |
 | mono12packed | Andor's: b0 * 16 + (b1 & 15), (b1 >> 4) + b2 * 16 |
+| padded | plain pixels, each row followed by bytes that mean nothing; only read |
+
+Rows of 12-bit pixels may be padded, too: each then begins with a byte of its own, at len / rows from the one before.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from tangods_receiver.protocol import Buffer
 Array = np.ndarray[Any, Any]
 
 STORED = {"none": "none", "bslz4": "bslz4", "lz4": "lz4", "cbf": "none", "mono12p": "none", "mono12packed": "none"}
+STORED["padded"] = "none"
 PACKED = ("mono12p", "mono12packed")
 _HEAD = struct.Struct(">QI")
 _BLOCK = 8192  # bytes, as bitshuffle chooses itself
@@ -70,6 +74,9 @@ def decompress(codec: str, data: Buffer, shape: tuple[int, ...], dtype: str) -> 
         return lz4block.from_any(data, prod(shape) * kind.itemsize).view(kind).reshape(shape)
     if codec in PACKED:
         return _unpack12(codec, data, shape)
+    if codec == "padded":
+        kind = np.dtype(dtype)
+        return np.ascontiguousarray(_rows(codec, data, shape, shape[-1] * kind.itemsize)).view(kind)
     raise StreamError(f"compression {codec!r} is not known, known are {', '.join(STORED)}")
 
 
@@ -186,15 +193,28 @@ def packed_size(pixels: int) -> int:
 
 def _unpack12(codec: str, data: Buffer, shape: tuple[int, ...]) -> Array:
     pixels = prod(shape)
-    if len(data) != packed_size(pixels):
-        raise StreamError(f"{codec}: {len(data)} bytes, {packed_size(pixels)} expected for {pixels} pixels")
-    raw = np.frombuffer(data, np.uint8)
+    if len(data) == packed_size(pixels):
+        return _unpacked(codec, np.frombuffer(data, np.uint8), pixels).reshape(shape)
+    rows = _rows(codec, data, shape, packed_size(shape[-1]))
+    if shape[-1] % 2:
+        return np.stack([_unpacked(codec, row, shape[-1]) for row in rows])
+    return _unpacked(codec, np.ascontiguousarray(rows).reshape(-1), pixels).reshape(shape)
+
+
+def _rows(codec: str, data: Buffer, shape: tuple[int, ...], nbytes: int) -> Array:
+    """Rows without their padding, each of `nbytes` bytes."""
+    if len(shape) != 2 or shape[0] < 2 or len(data) % shape[0] or len(data) // shape[0] < nbytes:
+        raise StreamError(f"{codec}: {len(data)} bytes, {shape[0]} rows of {nbytes} or more expected")
+    return np.frombuffer(data, np.uint8).reshape(shape[0], -1)[:, :nbytes]
+
+
+def _unpacked(codec: str, raw: lz4block.Bytes, pixels: int) -> Array:
     out = np.empty(pixels, np.uint16)
     if kernels.pixels is not None:
         kernels.pixels.unpack12(raw, out, codec == "mono12packed")
     else:
         _unpack12_by_numpy(raw, out, codec == "mono12packed")
-    return out.reshape(shape)
+    return out
 
 
 def _unpack12_by_numpy(raw: lz4block.Bytes, out: Array, high_first: bool) -> None:

@@ -227,19 +227,27 @@ class RingStreamer(Streamer):
         timestamp: float | None = None,
         extra: bytes = b"",
         offset: int = 0,
+        stride: int | None = None,
         limit: float | None = None,
     ) -> bool:
         """One frame, `nbytes` bytes of the slot from `offset` on; the slot is ZeroMQ's until `ring.back` names it.
 
-        `codec` `mono12p` and `mono12packed` are sent as what STINS calls a type. `nbytes` may be more than the pixels
-        take: rows are `nbytes / rows` apart then, and the receiver leaves the padding out. `extra` goes into the header
+        `codec` `mono12p` and `mono12packed` are sent as what STINS calls a type. With `stride` rows begin so many bytes
+        apart, `nbytes` is rows x `stride`, and the receiver leaves the padding out. `extra` goes into the header
         as it is, as JSON without braces, such as b'"camera_frame":7'.
 
         False: not sent, because of `abort`, the slot is ours. HardwareError after `limit` seconds (None: no limit)."""
         if codec in stins.PACKED:
             dtype, codec = codec, "none"
         head = stins.encode_frame_header(
-            number, shape, dtype, codec, self.serial, series=self._series, timestamp=timestamp or time.time()
+            number,
+            shape,
+            dtype,
+            codec,
+            self.serial,
+            series=self._series,
+            timestamp=time.time() if timestamp is None else timestamp,
+            stride=stride,
         )
         if extra:
             head = b"%b,%b}" % (head[:-1], extra)

@@ -1,4 +1,4 @@
-"""Builds a vendor's library that is not there from its C source in this folder, with gcc, once for each version of it."""
+"""Builds a pretended vendor's library from its C source in this folder, with gcc, once for each version of it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-fPIC", "-shared", "-pt
 def build(source: str, flags: Sequence[str] = (), folder: Path | None = None) -> Path:
     """The shared library of `source`, a file in this folder, in `folder` (None: one of the user's for such things).
 
-    Kept under a name that says what it was made from, so it is built anew only after a change; several processes may ask
-    at a time. `flags` come after ours. ConfigError with the compiler's words: it cannot be built."""
+    Kept under a name that says what it was made from, so it is built anew only after a change; several processes may
+    ask at a time. `flags` come after ours. ConfigError with the compiler's words: it cannot be built."""
     folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tangods-detector"
     command = [*shlex.split(os.environ.get("CC", "gcc")), *FLAGS, *flags]
     sources = [HERE / source, *sorted(HERE.glob("fake_*.h"))]

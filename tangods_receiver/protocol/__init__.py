@@ -79,7 +79,7 @@ class Frame(NamedTuple):
     """One image, or one module of an image, as it came (a tuple, because tens of thousands are made in a second).
 
     `number` counts from 0 in each series; `shape` is that of the pixels, rows first; `dtype` a NumPy name;
-    `codec` one of `none`, `bslz4`, `lz4`, `cbf`, `mono12p`, `mono12packed`;
+    `codec` one of `none`, `bslz4`, `lz4`, `cbf`, `mono12p`, `mono12packed`, `padded` (as `codecs` says);
     `data` the payload in one part (no copy is made);
     `timestamp` the detector's own time in seconds (None: not sent); `discard` True: count it, do not store it;
     `more` the payloads of modules `module + 1`, `module + 2` ... where one message carries several modules;

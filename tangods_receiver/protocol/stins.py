@@ -26,7 +26,7 @@ PACKED = ("mono12p", "mono12packed")  # types: uint16 in 12 bits each, two pixel
 MAX_MODULES = 1024
 IMAGE_KEYS = frozenset(
     "htype frame shape type compression msg_number series module timestamp discard chunks incomplete stop_time "
-    "real_time".split()
+    "real_time stride".split()
 )
 
 
@@ -129,11 +129,14 @@ def _frame(head: dict[str, Any], parts: Parts) -> Frame:
         if type(module) is not int or not 0 <= module < MAX_MODULES:
             raise StreamError(f"image {number}: module is {show(module)}, not 0 to {MAX_MODULES - 1}")
     shape, dtype, codec, nbytes = layout
-    incomplete, times = False, None
-    if head:  # what only our forwarding port sends
+    incomplete, times, stride = False, None, None
+    if head:  # what only our forwarding port and cameras send
+        stride = pop("stride", None)
         incomplete, times = pop("incomplete", False) is True, _times(head)
     more: tuple[Buffer, ...] = ()
-    if len(parts) == 2 and len(shape) == 2:
+    if stride is not None:
+        data, codec = _padded(number, layout, stride, parts[1:])
+    elif len(parts) == 2 and len(shape) == 2:
         data = parts[1]
         if codec != "none" or len(data) != nbytes:
             _check_payload(number, codec, nbytes, data)
@@ -172,6 +175,21 @@ def _layout(number: int, shape: Any, dtype: Any, codec: Any) -> _Layout:
         _layouts.clear()
     _layouts[key] = found
     return found
+
+
+def _padded(number: int, layout: _Layout, stride: Any, payload: Sequence[Buffer]) -> tuple[Buffer, str]:
+    """An image whose rows begin `stride` bytes apart, and the codec that says so."""
+    shape, _, codec, nbytes = layout
+    if len(shape) != 2 or len(payload) != 1 or codec not in ("none", *PACKED):
+        raise StreamError(f"image {number}: stride needs [rows, columns] in one part that is not compressed")
+    rows, columns = shape
+    least = (3 * columns + 1) // 2 if codec in PACKED else nbytes // rows
+    if type(stride) is not int or stride < least:
+        raise StreamError(f"image {number}: stride is {show(stride)}, a row takes {least} bytes")
+    check_plain(number, rows * stride, len(payload[0]))
+    if rows == 1:
+        return memoryview(payload[0])[:least], codec
+    return payload[0], "padded" if codec == "none" and stride > least else codec
 
 
 def _several(
@@ -322,8 +340,9 @@ def encode_frame_header(
     timestamp: float | None = None,
     discard: bool = False,
     chunks: Sequence[int] | None = None,
+    stride: int | None = None,
 ) -> bytes:
-    """Part 0 of an image message; the pixel part(s) follow it."""
+    """Part 0 of an image message; the pixel part(s) follow it. `stride` in bytes, where rows are padded."""
     head = _filled(
         {"htype": "image", "frame": frame, "shape": list(shape), "type": dtype, "compression": codec},
         msg_number=serial,
@@ -332,6 +351,7 @@ def encode_frame_header(
         timestamp=timestamp,
         discard=True if discard else None,
         chunks=None if chunks is None else list(chunks),
+        stride=stride,
     )
     return dumps(head)
 
@@ -342,6 +362,7 @@ def encode_frame(frame: Frame, number: int, serial: int, series: int) -> bytes:
     Of `extra` what no other key says and JSON can tell."""
     shape: list[int] = list(frame.shape)
     dtype, codec = (frame.codec, "none") if frame.codec in PACKED else (frame.dtype, frame.codec)
+    codec = "none" if codec == "padded" else codec
     if frame.more:
         shape.insert(0, 1 + len(frame.more))
     head: dict[str, Any] = {"htype": "image", "frame": number, "shape": shape, "type": dtype, "compression": codec}
@@ -352,6 +373,10 @@ def encode_frame(frame: Frame, number: int, serial: int, series: int) -> bytes:
         head["timestamp"] = frame.timestamp
     if frame.discard:
         head["discard"] = True
+    if frame.codec == "padded" or (
+        frame.codec in PACKED and not frame.more and len(frame.data) != _packed_bytes(frame.shape)
+    ):
+        head["stride"] = len(frame.data) // frame.shape[0]
     if frame.incomplete:
         head["incomplete"] = True
     if frame.times is not None:

@@ -403,6 +403,24 @@ def test_twelve_bits(codec, raw):
             codecs.decompress(codec, wrong, (1, pixels), "uint16")
 
 
+@pytest.mark.parametrize("codec", ["padded", *codecs.PACKED])
+@pytest.mark.parametrize("shape, padding", [((4, 6), 1), ((4, 6), 7), ((2, 1), 64), ((3, 5), 0), ((3, 5), 3)])
+def test_padded_rows(codec, shape, padding):
+    pixels = np.random.default_rng(0).integers(0, 4096, shape, np.uint16)
+    plain = "none" if codec == "padded" else codec
+    rows = [bytes(codecs.compress(plain, row[None])) + b"\xff" * padding for row in pixels]
+    data = b"".join(rows)
+    found = codecs.decompress(codec, data, shape, "uint16")
+    assert found.dtype == np.uint16 and (found == pixels).all() and found.flags.c_contiguous
+    assert bytes(codecs.convert(data, shape, "uint16", codec, "none")) == pixels.tobytes()
+    short = shape[0] * (len(rows[0]) - padding - 1)  # each row by a byte
+    for wrong in (data[:-1], data[:short]):
+        with pytest.raises(StreamError, match="expected"):
+            codecs.decompress(codec, wrong, shape, "uint16")
+    with pytest.raises(StreamError, match="cannot compress|12 bits"):
+        codecs.compress(codec, pixels.astype("float32"))
+
+
 def test_more_than_twelve_bits():
     for pixels in (np.full((2, 2), 4096), np.full((2, 2), -1), np.zeros((2, 2), "float32")):
         with pytest.raises(StreamError, match="0 to 4095"):

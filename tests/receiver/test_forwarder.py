@@ -206,6 +206,8 @@ def test_file_names(wanted, name, expected):
         Frame(3, (2, 3), "uint16", "none", bytes(12), module=2, serial=9, series=4, discard=True),
         Frame(3, (2, 3), "uint16", "none", bytes(12), 1, 9, 4, more=(bytes(12), bytes([1]) * 12)),
         Frame(3, (2, 3), "uint16", "mono12p", bytes(9), serial=9, series=4),
+        Frame(3, (2, 3), "uint16", "mono12p", bytes(10), serial=9, series=4),
+        Frame(3, (2, 3), "uint16", "padded", bytes(16), serial=9, series=4),
         Frame(3, (2, 3), "uint8", "lz4", bytes(9), serial=9, series=4, extra={"exposure_time": 0.1, "a": [1]}),
         Frame(3, (2, 3), "uint8", "none", bytes(6), 0, 9, 4, incomplete=True, times=Times(2.5, 0.25)),
     ],

@@ -20,7 +20,7 @@ json_values = st.recursive(
     max_leaves=10,
 )
 KEYS = ["htype", "frame", "shape", "type", "compression", "msg_number", "series", "module", "modules", "nframes"]
-KEYS += ["filename", "chunks", "timestamp", "discard", "save_raw"]
+KEYS += ["filename", "chunks", "timestamp", "discard", "save_raw", "stride"]
 almost = {
     "htype": st.sampled_from(["image", "header", "series_end"]),
     "shape": st.lists(st.integers(-1, 5) | counts, max_size=4),
@@ -256,6 +256,38 @@ def test_pixels_of_twelve_bits(kind, shape, nbytes):
             stins.decode([head(shape=shape, type=kind), bytes(wrong)])
     with pytest.raises(StreamError, match="not compressed any further"):
         stins.decode([head(shape=shape, type=kind, compression="bslz4"), bytes(nbytes)])
+
+
+@pytest.mark.parametrize(
+    "kind, shape, stride, codec",
+    [
+        ("uint16", [2, 3], 8, "padded"),
+        ("uint16", [2, 3], 6, "none"),
+        ("uint16", [1, 3], 9, "none"),
+        ("mono12packed", [3, 5], 8, "mono12packed"),
+        ("mono12p", [3, 4], 9, "mono12p"),
+        ("mono12p", [1, 4], 9, "mono12p"),
+    ],
+)
+def test_rows_that_are_padded(kind, shape, stride, codec):
+    rows, columns = shape
+    row = 2 * columns if kind == "uint16" else (3 * columns + 1) // 2
+    data = bytes(range(rows * stride))
+    frame = stins.decode([head(shape=shape, type=kind, stride=stride), data])
+    assert (frame.shape, frame.dtype, frame.codec, dict(frame.extra)) == (tuple(shape), "uint16", codec, {})
+    assert bytes(frame.data) == (data if rows > 1 else data[:row])
+    for wrong in (data[:-1], data + b"x"):
+        with pytest.raises(StreamError, match=f"{len(data)} expected"):
+            stins.decode([head(shape=shape, type=kind, stride=stride), wrong])
+    for wrong in (row - 1, str(stride), 10.0, True, -stride):
+        with pytest.raises(StreamError, match=f"a row takes {row} bytes"):
+            stins.decode([head(shape=shape, type=kind, stride=wrong), data])
+    for parts in ([], [data, data]):
+        with pytest.raises(StreamError, match="in one part"):
+            stins.decode([head(shape=shape, type=kind, stride=stride), *parts])
+    for more in ({"shape": [2, *shape]}, {"type": "uint16", "compression": "lz4"}):
+        with pytest.raises(StreamError, match="not compressed"):
+            stins.decode([head(**{"shape": shape, "type": kind, "stride": stride} | more), data])
 
 
 def test_a_start_that_announces_twelve_bits():

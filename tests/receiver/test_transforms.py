@@ -458,6 +458,7 @@ SENT = {  # what STINS calls type and compression, the payload, the pixels
     "bslz4": ("int32", "bslz4", bytes(codecs.compress("bslz4", PIXELS)), PIXELS),
     "mono12p": ("mono12p", "none", bytes(codecs.compress("mono12p", TWELVE)), TWELVE),
     "mono12packed": ("mono12packed", "", bytes(codecs.compress("mono12packed", TWELVE)), TWELVE),
+    "padded": ("uint16", "none", b"".join(row.tobytes() + b"padding" for row in TWELVE), TWELVE),
 }
 
 
@@ -471,7 +472,8 @@ def test_from_the_socket_into_the_file(tmp_path, sent, steps, announced):
         sender.start(tmp_path / "a.h5", series=1, nframes=3, **said)
         for number in range(3):
             data = payload if number != 1 else payload[:-1]
-            head = stins.encode_frame_header(number, pixels.shape, dtype, codec, sender.serial, series=1)
+            stride = len(payload) // len(pixels) if sent == "padded" else None
+            head = stins.encode_frame_header(number, pixels.shape, dtype, codec, sender.serial, series=1, stride=stride)
             sender.parts([head, data])
         sender.end()
         snapshot = wait_closed(engine, 1)
