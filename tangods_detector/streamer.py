@@ -83,7 +83,6 @@ class Streamer:
         limit: float,
     ) -> None:
         """Send the start message. HardwareError when no receiver takes it within `limit` seconds."""
-        self._series = series.id
         parts = stins.encode_start(
             series.filename,
             self.serial,
@@ -94,6 +93,11 @@ class Streamer:
             dtype=dtype,
             codec=codec,
         )
+        self.announce(series.id, parts, limit)
+
+    def announce(self, series: int, parts: Sequence[Buffer], limit: float) -> None:
+        """Send this start message, made with `serial`. HardwareError as of `begin`."""
+        self._series = series
         if not self._send(parts, limit):
             if self.abort.is_set():
                 raise HardwareError("stopped before a receiver had taken the start message")
