@@ -3,8 +3,8 @@
 import pytest
 
 from tangods_detector.simulators.eiger.course import Course, Plan
-from tangods_detector.simulators.eiger.pulses import Pulses
 from tangods_detector.simulators.eiger.states import ALLOWED, STATES, allowed
+from tangods_detector.simulators.pulses import Pulses
 
 
 def course(mode, nimages=1, ntrigger=1, **more):

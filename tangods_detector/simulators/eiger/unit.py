@@ -19,8 +19,8 @@ from tangods_detector.simulators.eiger.monitor import Monitor
 from tangods_detector.simulators.eiger.options import EigerOptions
 from tangods_detector.simulators.eiger.outlet import Outlet
 from tangods_detector.simulators.eiger.parameters import SLOW, Detector, Parameters, Refused, Setup, Status, Stream, now
-from tangods_detector.simulators.eiger.pulses import Pulses
 from tangods_detector.simulators.eiger.sender import Sender, Series, messages_of, ulid
+from tangods_detector.simulators.pulses import Pulses
 
 log = logging.getLogger(__name__)
 

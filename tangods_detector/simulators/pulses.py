@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from tangods_detector.simulators.eiger.course import Course
+
+class Course(Protocol):
+    """What is exposed when, as far as pulses matter."""
+
+    stopped: bool
+
+    @property
+    def all_triggers(self) -> bool: ...
+    def free_at(self) -> float: ...
+    def edge(self, now: float, width: float = 0.0) -> bool: ...
 
 
 class Pulse(NamedTuple):
