@@ -365,6 +365,45 @@ def pilatus(failures: str, **options: Any) -> None:
         stop.wait()
 
 
+@simulate.command("lambda")
+@click.option(
+    "--layout", default="single", show_default=True, type=click.Choice(["single", "pair", "square", "windmill", "ten"])
+)
+@click.option("--modules", default="", help="Those of the layout that this unit has, such as 3-4 [default: all].")
+@click.option("--ports", default="modules", show_default=True, type=click.Choice(["modules", "combined"]))
+@click.option("--chip", default=256, show_default=True, help="Pixels along a chip; a module has 6 x 2 chips.")
+@click.option("--sensor", default="Si", show_default=True, type=click.Choice(["Si", "GaAs", "CdTe"]))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Of the REST side [default: any free one].")
+@click.option("--first-data-port", default=0, type=click.IntRange(0, 65535), help="[default: any free ones]")
+@click.option(
+    "--speed", default=0.01, show_default=True, help="Factor of all delays but exposures; 1: as the real one."
+)
+@click.option("--max-frames", default=6930, show_default=True, help="Frames that fit into the RAM of a module.")
+@click.option("--state", default="ready", show_default=True, type=click.Choice(["ready", "connected"]))
+@click.option("--hwm", default=1000, show_default=True, help="Messages that wait before frames are dropped.")
+@click.option("--failures", default="{}", metavar="JSON", help="What goes wrong, as of POST /simulator/failures.")
+def xspd(failures: str, **options: Any) -> None:
+    """X-Spectrum's xspd with a Lambda. Prints the addresses of REST side and data ports in one line.
+
+    Edges come by POST /simulator/edge, faults by POST /simulator/failures."""
+    import json
+
+    from tangods_detector.simulators.xspd import Failures, XspdOptions, XspdSimulator
+
+    try:
+        wanted = Failures.from_json(json.loads(failures))
+    except (ValueError, AttributeError) as exc:
+        raise ConfigError(f"failures: {failures!r} is no JSON object ({exc})") from exc
+    stop = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: stop.set())
+    with XspdSimulator(XspdOptions(**options)) as unit:
+        unit.fail(wanted)
+        console.print(f"{unit.options.layout} http://{unit.address} {' '.join(unit.endpoints)}")
+        stop.wait()
+
+
 def _report(work: Callable[[Callable[[int, int], None]], Any], title: str) -> None:
     with progress_bar(title) as step:
         report = work(step)
