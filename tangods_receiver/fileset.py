@@ -9,11 +9,12 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from . import arrays, nexus
 from .errors import StreamError, WriteError
@@ -150,14 +151,17 @@ class FileSet:
             raise write_error("create", final, exc) from exc
         part.file.path = final
 
-    def define(self, layout: ImageLayout) -> None:
-        """Say how frames are stored when that was not known at the start. Once, before the first `append`."""
+    def define(self, layout: ImageLayout, metadata: Mapping[str, Any] | None = None) -> None:
+        """Say how frames are stored when that was not known at the start. Once, before the first `append`. `metadata`
+        instead of that of the header (None: it stays)."""
         if self.layout is not None:
             raise ValueError(f"{self.path}: the layout is already {self.layout}")
         self._must_be_open()
+        if metadata is not None:
+            self._header = replace(self._header, metadata=metadata)
         for part in self._parts.values():
             if part.file.layout is None:  # else this is tried again after a failure
-                part.file.define(layout)
+                part.file.define(layout, metadata)
         with self._on_storage("define the images of"):
             self._show(layout=layout)
         self.layout = layout  # last: only now is there something to commit

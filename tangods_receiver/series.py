@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan, prod
 from typing import Any
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 AS_IT_IS = Chain()
 ULID = 26  # characters
+MORE = "metadata_follows"  # key of a start message: the first images have metadata for the file too
 QUIET = 0.15  # s without a message after which a stopped series gets nothing more
 
 
@@ -72,6 +73,9 @@ class Series:
         self.impossible = ""  # why the pixel work cannot be done on such frames
         self._begun = ""  # moment from which the times of frames count
         self.layout = self._announced_layout()
+        self._completed: tuple[Mapping[str, Any], ...] = ()  # metadata, where the first image has said the rest
+        if start.metadata.get(MORE) is True:
+            self.layout = None  # the file is made anew then
         self.file: SeriesFile | FileSet | None = None
         self.ready = False  # the file is there, or there is none to be
         self.opened = False  # was told to have been: false where the file could not be made
@@ -325,6 +329,9 @@ class Series:
         self.layout = self._layout(shape, dtype, codec, modules)
         if (wrong := self._mismatch(frame)) is not None:
             self.layout = None
+        elif start.metadata.get(MORE) is True:
+            metadata = _joined(start.metadata, frame.extra.get("metadata"))
+            self.start, self._completed = replace(start, metadata=metadata), (metadata,)
         return wrong
 
     def _announced_layout(self) -> ImageLayout | None:
@@ -390,7 +397,7 @@ class Series:
         if self.file.layout is None:
             with self._defining:
                 if self.file.layout is None:
-                    self.file.define(self.layout)
+                    self.file.define(self.layout, *self._completed)
         return self.file.append(records)
 
     def wrote(self, records: Sequence[Record], worker: int, payload: int, seconds: float, failure: str) -> None:
@@ -586,6 +593,17 @@ def _modules_first(start: SeriesStart) -> SeriesStart:
     if start.shape is not None and len(start.shape) == 3:
         return replace(start, modules=start.shape[0], shape=start.shape[1:])
     return start
+
+
+def _joined(said: Mapping[str, Any], more: Any) -> dict[str, Any]:
+    """What the start message said, and what an image adds to it."""
+    joined = {key: value for key, value in said.items() if key != MORE}
+    for key, value in more.items() if isinstance(more, Mapping) else ():
+        if isinstance(value, Mapping) and isinstance(joined.get(key), Mapping):
+            joined[key] = _joined(joined[key], value)
+        else:
+            joined.setdefault(key, value)
+    return joined
 
 
 def _restarted_from(start: SeriesStart, previous: Series | None) -> int | None:

@@ -10,12 +10,13 @@ import fcntl
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,8 +128,9 @@ class SeriesFile:
         file.payload_crc = payload_crc
         return file
 
-    def define(self, layout: ImageLayout) -> None:
-        """Say how frames are stored when that was not known at the start. Once, before the first `append`.
+    def define(self, layout: ImageLayout, metadata: Mapping[str, Any] | None = None) -> None:
+        """Say how frames are stored when that was not known at the start. Once, before the first `append`. `metadata`
+        instead of that of the header (None: it stays).
 
         The file is made anew and takes the old one's place in one step: who has the old one open sees no frames."""
         if self.layout is not None:
@@ -137,7 +139,8 @@ class SeriesFile:
         beside = _beside(self.path, self._nonce)
         fd = _open_new(beside)
         try:
-            fresh = SeriesFile(fd, beside, self._header, layout, self._nonce)
+            header = self._header if metadata is None else replace(self._header, metadata=metadata)
+            fresh = SeriesFile(fd, beside, header, layout, self._nonce)
             if not os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
                 raise OSError(errno.EEXIST, "another file has taken this name")
             os.replace(beside, self.path)
