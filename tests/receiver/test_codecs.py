@@ -414,7 +414,7 @@ def test_padded_rows(codec, shape, padding):
     assert found.dtype == np.uint16 and (found == pixels).all() and found.flags.c_contiguous
     assert bytes(codecs.convert(data, shape, "uint16", codec, "none")) == pixels.tobytes()
     short = shape[0] * (len(rows[0]) - padding - 1)  # each row by a byte
-    for wrong in (data[:-1], data[:short]):
+    for wrong in (data[:short], data + b"x", b""):
         with pytest.raises(StreamError, match="expected"):
             codecs.decompress(codec, wrong, shape, "uint16")
     with pytest.raises(StreamError, match="cannot compress|12 bits"):
