@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tangods_detector.hw.base import Backend, DetectorInfo, Parameter, Phase, Status
 from tangods_detector.hw.eiger_link import ARMED, LOST, STOP_LIMIT, EigerOptions, Link
 from tangods_detector.hw.eiger_parameters import PARAMETERS, Knobs
-from tangods_detector.hw.eiger_rest import Unreachable
 from tangods_detector.hw.eiger_series import Plan, Run, wait_until
 from tangods_detector.hw.eiger_unit import Unit
+from tangods_detector.hw.rest import Unreachable
 from tangods_detector.settings import Series, Settings, TriggerMode
 from tangods_detector.streamer import start_metadata
 from tangods_receiver.errors import ConfigError, DaqError, HardwareError

@@ -14,9 +14,9 @@ import httpx
 
 from tangods_detector.hw.base import DetectorInfo
 from tangods_detector.hw.eiger_monitor import Monitor
-from tangods_detector.hw.eiger_rest import Connection, Refused
 from tangods_detector.hw.eiger_series import Request
 from tangods_detector.hw.eiger_unit import Unit
+from tangods_detector.hw.rest import Connection, Refused
 from tangods_detector.options import option
 from tangods_receiver.errors import ConfigError, HardwareError
 

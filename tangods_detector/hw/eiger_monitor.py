@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tangods_detector.hw import eiger_arrays
-from tangods_detector.hw.eiger_rest import Connection
+from tangods_detector.hw.rest import Connection
 from tangods_receiver.errors import HardwareError
 
 log = logging.getLogger(__name__)

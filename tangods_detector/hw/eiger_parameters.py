@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tangods_detector.hw import eiger_arrays
 from tangods_detector.hw.base import Parameter
-from tangods_detector.hw.eiger_rest import Refused
 from tangods_detector.hw.eiger_unit import Unit
+from tangods_detector.hw.rest import Refused
 from tangods_receiver.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tangods_detector.hw.eiger_rest import Connection, Refused
+from tangods_detector.hw.rest import Connection, Refused
 from tangods_receiver.errors import ConfigError, HardwareError
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import pytest
 
 from tangods_detector.hw import eiger_arrays
 from tangods_detector.hw.base import Phase
-from tangods_detector.hw.eiger_rest import Connection, Refused, Unreachable
 from tangods_detector.hw.eiger_series import Plan, Request, Run
 from tangods_detector.hw.eiger_unit import Unit, Value
+from tangods_detector.hw.rest import Connection, Refused, Unreachable
 from tangods_detector.settings import Settings, TriggerMode
 from tangods_detector.simulators.eiger import tiff
 from tangods_receiver.errors import ConfigError, HardwareError

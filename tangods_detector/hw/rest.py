@@ -1,4 +1,4 @@
-"""HTTP to a SIMPLON control unit: one kept-alive connection, its own words in every error. Knows no key."""
+"""HTTP to a control unit: one kept-alive connection, its own words in every error. Knows no key."""
 
 from __future__ import annotations
 
@@ -33,11 +33,19 @@ class Unreachable(HardwareError):
 
 
 class Connection:
-    """One connection, used by one thread at a time; others wait for their turn."""
+    """One connection, used by one thread at a time; others wait for their turn. `what` is there, for sentences."""
 
-    def __init__(self, host: str, port: int, timeout: float, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        timeout: float,
+        transport: httpx.BaseTransport | None = None,
+        what: str = "SIMPLON control unit",
+    ) -> None:
         self._base = f"http://{host}:{port}" if port != 80 else f"http://{host}"
         self._timeout = timeout
+        self._what = what
         self._turn = threading.Lock()
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for every request
         self._client = httpx.Client(
@@ -53,14 +61,19 @@ class Connection:
 
     def put(self, path: str, value: Any, timeout: float = 0.0) -> Any:
         """Write a value: as `get`, for writing the same twice does no harm. The answer, from JSON."""
-        return _json(self._repeated("PUT", path, timeout, json={"value": value}))
+        return self._json(self._repeated("PUT", path, timeout, json={"value": value}))
 
-    def command(self, path: str, value: Any = None, timeout: float = 0.0) -> Any:
+    def put_query(self, path: str, timeout: float = 0.0, **query: str) -> Any:
+        """The same where the value stands in the query."""
+        return self._json(self._repeated("PUT", path, timeout, params=query))
+
+    def command(self, path: str, value: Any = None, timeout: float = 0.0, **query: str) -> Any:
         """Never repeated. The answer, from JSON."""
-        return _json(self._ask("PUT", path, timeout, **({} if value is None else {"json": {"value": value}})))
+        more: dict[str, Any] = {} if value is None else {"json": {"value": value}}
+        return self._json(self._ask("PUT", path, timeout, **more, **({"params": query} if query else {})))
 
-    def read(self, path: str, timeout: float = 0.0) -> Any:
-        return _json(self.get(path, timeout))
+    def read(self, path: str, timeout: float = 0.0, **query: str) -> Any:
+        return self._json(self.get(path, timeout, **({"params": query} if query else {})))
 
     def fetch(self, path: str, timeout: float) -> bytes:
         """Whatever is there; never repeated. The limit is for all of it, for a large answer may trickle in."""
@@ -92,7 +105,8 @@ class Connection:
         return self._ask(method, path, timeout, **more)
 
     def _ask(self, method: str, path: str, timeout: float, **more: Any) -> httpx.Response:
-        tried = f"{method} {self._base}{path}"
+        query = "&".join(f"{name}={value}" for name, value in more.get("params", {}).items())
+        tried = f"{method} {self._base}{path}{'?' if query else ''}{query}"
         with self._asking(tried, timeout or self._timeout) as limits:
             response = self._client.request(method, path, timeout=limits, **more)
         if response.is_error:
@@ -113,15 +127,14 @@ class Connection:
         finally:
             self._turn.release()
 
-
-def _json(response: httpx.Response) -> Any:
-    """None: an empty answer."""
-    if not response.content:
-        return None
-    try:
-        return response.json()
-    except ValueError as exc:
-        raise HardwareError(
-            f"{response.request.method} {response.request.url}: the answer is no JSON: {response.text[:80]!r}; "
-            "is this a SIMPLON control unit?"
-        ) from exc
+    def _json(self, response: httpx.Response) -> Any:
+        """None: an empty answer."""
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as exc:
+            raise HardwareError(
+                f"{response.request.method} {response.request.url}: the answer is no JSON: {response.text[:80]!r}; "
+                f"is this a {self._what}?"
+            ) from exc
