@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
-from tangods_detector.hw.lambda_system import Description, LambdaSystem, Value
+from tangods_detector.caller import Caller, Line
+from tangods_detector.hw.lambda_control import QUESTIONS, UnitOrders
+from tangods_detector.hw.lambda_system import Description, Feature, LambdaSystem, Module, Value
+from tangods_detector.hw.lambda_unit import Unit, UnitOptions
 from tangods_receiver.errors import HardwareError
 
+__all__ = ["LambdaUnit", "ModuleState", "UnitOptions", "UnitStatus"]
 
-@dataclass(frozen=True)
-class UnitOptions:
-    """Where a unit process sends: module k of the unit at `port` + k (0: any free ones). `first` is the number that the
-    unit's first module has in the whole image, from 0."""
-
-    host: str = "127.0.0.1"
-    port: int = 9010
-    first: int = 0
+PAUSE = 0.005  # s between two looks
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class ModuleState:
     incomplete: int = 0
     repeated: int = 0
     foreign: int = 0  # beyond the end of the series
+    failed: int = 0  # without pixels, or not of the size that was expected; they count as missing
     blocked: bool = False
     over: bool = False  # nothing more will be sent
 
@@ -47,7 +46,7 @@ class ModuleState:
 @dataclass(frozen=True)
 class UnitStatus:
     """`phase`: idle, configuring, arming, armed, running, ending, done, error. `frames` that all modules of the unit
-    have sent or missed for good; `starts` that were given in this series."""
+    have sent or missed for good; `starts` of this series that the hardware has taken."""
 
     phase: str
     message: str = ""
@@ -55,7 +54,8 @@ class UnitStatus:
     nframes: int = 0
     frames: int = 0
     starts: int = 0
-    modules: Sequence[ModuleState] = field(default_factory=tuple)
+    fault: str = ""  # why the series will be in error
+    modules: Sequence[ModuleState] = ()
 
     @property
     def ready(self) -> bool:
@@ -72,16 +72,23 @@ class LambdaUnit:
     """The unit process at `address` (tcp://host:port), or (`here`) one in this process. Any thread may call; every
     method raises HardwareError with the unit's own words, or when it does not answer for `timeout` s.
 
-    Orders that take long (configure, arm) are begun by one call and waited for by another, so that several units do
-    them at the same time: `for u in units: u.begin_arm(...)`, then `for u in units: u.wait_armed()`."""
+    Orders that take long (configure, arm, start) are begun by one call and waited for by another, so that several units
+    do them at the same time: `for u in units: u.begin_arm(...)`, then `for u in units: u.wait_armed()`."""
 
     def __init__(self, address: str, timeout: float = 3.0) -> None:
-        raise HardwareError("not there yet")
+        self._unit: Unit | None = None
+        self._line: Line | None = Line(address, timeout, "stream-lambda", QUESTIONS)
+        self._name = address
+        self._order = Caller(address, self._line.ask)
 
     @classmethod
     def here(cls, system: LambdaSystem, options: UnitOptions) -> LambdaUnit:
         """Runs the unit in threads of this process; it connects `system` and closes it. `close` ends it."""
-        raise HardwareError("not there yet")
+        new = cls.__new__(cls)
+        new._line, new._name = None, "the unit here"
+        new._unit = Unit(system, options).__enter__()
+        new._order = Caller(new._name, UnitOrders(new._unit).answer)
+        return new
 
     def __enter__(self) -> LambdaUnit:
         return self
@@ -91,35 +98,37 @@ class LambdaUnit:
 
     def ping(self) -> dict[str, Any]:
         """Program, version, endpoints, who has control; answers also where the hardware is not there."""
-        raise HardwareError("not there yet")
+        return self._order("ping")
 
     def describe(self) -> Description:
-        """What the unit has, now: shapes follow `bit_depth` and `interpolation`."""
-        raise HardwareError("not there yet")
+        """What the unit has, now: shapes follow `bit_depth` and `interpolation`. Connects where that failed before."""
+        told = self._order("describe")["description"]
+        return Description(**{**told, "modules": tuple(map(_module, told["modules"]))})
 
     def modules(self) -> list[int]:
         """Numbers of the unit's modules in the whole image."""
-        raise HardwareError("not there yet")
+        return [module.module for module in self.status().modules]
 
     def endpoints(self) -> list[str]:
         """Where the frames of each module are pulled from, as the unit's computer names it."""
-        raise HardwareError("not there yet")
+        return list(self.ping()["endpoints"])
 
     def get(self, name: str, module: int | None = None) -> Value:
         """A setting, or a reading of the module of this number (in the whole image)."""
-        raise HardwareError("not there yet")
+        return self._order("get", name=name, module=module)["value"]
 
     def set(self, name: str, value: Value, module: int | None = None) -> None:
         """One value at once, such as a module's `voltage`; refused while a series is open."""
-        raise HardwareError("not there yet")
+        self._order("set", name=name, value=value, module=module)
 
     def begin_configure(self, settings: Mapping[str, Value]) -> None:
         """Set these in the order that the hardware needs; those that are as wanted are left alone."""
-        raise HardwareError("not there yet")
+        self._order("configure", settings=dict(settings))
 
-    def wait_configured(self, limit: float = 30.0) -> dict[str, Value]:
+    def wait_configured(self, limit: float = 45.0) -> dict[str, Value]:
         """Until they are set, the RAM is allocated and the modules are ready; what the unit made of them."""
-        raise HardwareError("not there yet")
+        self._wait("configuring", limit, "has not taken its settings")
+        return dict(self._order("status")["accepted"])
 
     def begin_arm(
         self,
@@ -138,33 +147,92 @@ class LambdaUnit:
         `nframes` of the series, doubled in DUAL; `modules` of all units; `metadata` of the start message, the same for
         all units, with `x`, `y`, `rotation` (lists of all modules) and `full_shape`. `frames_per_start` where there are
         several `start`s (software triggers), each of which counts anew; None: `nframes`."""
-        raise HardwareError("not there yet")
+        self._order(
+            "arm",
+            series=series,
+            filename=filename,
+            nframes=nframes,
+            modules=modules,
+            metadata=dict(metadata),
+            frames_per_start=nframes if frames_per_start is None else frames_per_start,
+            ready_limit=ready_limit,
+            receiver_limit=receiver_limit,
+        )
 
     def wait_armed(self, limit: float = 45.0) -> None:
         """Until a receiver has the start message of every module."""
-        raise HardwareError("not there yet")
+        self._wait("arming", limit, "is not armed")
+
+    def begin_start(self) -> int:
+        """Begin, or (`frames_per_start`) the next software trigger; which one it is, from 1. Refused while the unit is
+        busy with the one before."""
+        return int(self._order("start")["start"])
+
+    def wait_started(self, number: int, limit: float = 15.0) -> None:
+        """Until every module is busy, or has sent: triggers may come."""
+        end = time.monotonic() + limit
+        while (status := self.status()).starts < number:
+            if status.phase not in ("armed", "running") or status.fault:
+                raise HardwareError(f"{self._name}: {status.message or f'start {number} was not taken'}")
+            if time.monotonic() > end:
+                raise HardwareError(f"{self._name}: start {number} is not taken after {limit:g} s")
+            time.sleep(PAUSE)
 
     def start(self) -> None:
-        """Begin, or (`frames_per_start`) the next software trigger; returns when every module is busy, or has sent."""
-        raise HardwareError("not there yet")
+        """Both."""
+        self.wait_started(self.begin_start())
 
     def stop(self) -> None:
-        """The hardware stops, what is in the rings is sent, then the end messages; also without a series. Returns at
-        once: `wait_over`."""
-        raise HardwareError("not there yet")
+        """The hardware stops, what is in the rings is sent, then the end messages; also without a series. Returns when
+        the hardware has stopped: `wait_over`."""
+        self._order("stop")
 
     def reset(self) -> None:
-        """Stop and initialise the hardware again; settings may be lost."""
-        raise HardwareError("not there yet")
+        """Initialise the hardware again (settings may be lost), or connect where that failed before."""
+        self._order("reset")
 
     def status(self) -> UnitStatus:
         """Cheap."""
-        raise HardwareError("not there yet")
+        told = {key: value for key, value in self._order("status").items() if key in UNIT}
+        modules = [{key: value for key, value in one.items() if key in MODULE} for one in told.pop("modules")]
+        return UnitStatus(**told, modules=tuple(ModuleState(**one) for one in modules))
 
     def wait_over(self, limit: float) -> UnitStatus:
         """Until the series is done, or in error."""
-        raise HardwareError("not there yet")
+        end = time.monotonic() + limit
+        while (status := self.status()).phase not in ("idle", "done", "error"):
+            if time.monotonic() > end:
+                raise HardwareError(f"{self._name}: series {status.series} is {status.phase} after {limit:g} s")
+            time.sleep(2 * PAUSE)
+        return status
 
     def close(self) -> None:
         """Give control back. A unit in this process ends; one elsewhere stays. Safe twice."""
-        raise HardwareError("not there yet")
+        if self._line is not None and not self._line.closed:
+            try:
+                self._order("release")
+            except HardwareError:
+                pass  # it has ended, or another has control
+            self._line.close()
+        if self._unit is not None:
+            self._unit.__exit__()
+
+    def _wait(self, phase: str, limit: float, what: str) -> None:
+        end = time.monotonic() + limit
+        while (status := self.status()).phase == phase or (status.fault and status.phase in ("running", "ending")):
+            if time.monotonic() > end:
+                raise HardwareError(f"{self._name}: {what} after {limit:g} s; {status.message}")
+            time.sleep(PAUSE)
+        if status.phase == "error":
+            raise HardwareError(f"{self._name}: {status.message}")
+
+
+UNIT = {one.name for one in fields(UnitStatus)}
+MODULE = {one.name for one in fields(ModuleState)}
+
+
+def _module(told: Mapping[str, Any]) -> Module:
+    shape, chips = told["shape"], told["chip_ids"]
+    return Module(
+        **{**told, "shape": (shape[0], shape[1]), "features": Feature(told["features"]), "chip_ids": tuple(chips)}
+    )
