@@ -229,6 +229,7 @@ class RingStreamer(Streamer):
         offset: int = 0,
         stride: int | None = None,
         limit: float | None = None,
+        wait: bool = True,
     ) -> bool:
         """One frame, `nbytes` bytes of the slot from `offset` on; the slot is ZeroMQ's until `ring.back` names it.
 
@@ -236,7 +237,8 @@ class RingStreamer(Streamer):
         apart, `nbytes` is rows x `stride`, and the receiver leaves the padding out. `extra` goes into the header
         as it is, as JSON without braces, such as b'"camera_frame":7'.
 
-        False: not sent, because of `abort`, the slot is ours. HardwareError after `limit` seconds (None: no limit)."""
+        False: not sent, because of `abort`, the slot is ours; or nobody is connected, and one is not to `wait`.
+        HardwareError after `limit` seconds (None: no limit)."""
         if codec in stins.PACKED:
             dtype, codec = codec, "none"
         head = stins.encode_frame_header(
@@ -255,6 +257,8 @@ class RingStreamer(Streamer):
         if ring.loans.send(self._socket, head, slot, address, nbytes):
             self.serial += 1
             return True
+        if not wait:
+            return False
         return self._send_later(ring, slot, head, address, nbytes, limit, number)
 
     def _send_later(
