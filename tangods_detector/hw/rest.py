@@ -63,16 +63,16 @@ class Connection:
         """Write a value: as `get`, for writing the same twice does no harm. The answer, from JSON."""
         return self._json(self._repeated("PUT", path, timeout, json={"value": value}))
 
-    def put_query(self, path: str, timeout: float = 0.0, **query: str) -> Any:
+    def put_query(self, path: str, /, timeout: float = 0.0, **query: str) -> Any:
         """The same where the value stands in the query."""
         return self._json(self._repeated("PUT", path, timeout, params=query))
 
-    def command(self, path: str, value: Any = None, timeout: float = 0.0, **query: str) -> Any:
+    def command(self, path: str, /, value: Any = None, timeout: float = 0.0, **query: str) -> Any:
         """Never repeated. The answer, from JSON."""
         more: dict[str, Any] = {} if value is None else {"json": {"value": value}}
         return self._json(self._ask("PUT", path, timeout, **more, **({"params": query} if query else {})))
 
-    def read(self, path: str, timeout: float = 0.0, **query: str) -> Any:
+    def read(self, path: str, /, timeout: float = 0.0, **query: str) -> Any:
         return self._json(self.get(path, timeout, **({"params": query} if query else {})))
 
     def fetch(self, path: str, timeout: float) -> bytes:

@@ -1,0 +1,247 @@
+"""xspd's data ports: a thread that fetches frames as they come, so that no PUB socket drops any, and counts them.
+
+A header tells only the lowest eight bits of a frame's number. What is lost in a row beyond that shows in the time that
+went by, and in what the other ports have sent meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import zmq
+
+from tangods_detector import blosc
+from tangods_detector.hw.lambda_system import FrameStatus, RawFrame
+from tangods_receiver.errors import HardwareError, StreamError
+
+log = logging.getLogger(__name__)
+
+TURN = 256  # numbers come modulo this
+HEADER = 4  # bytes that are known
+LOOK = 50  # ms between two looks at what is asked of the thread
+SURE = 0.25  # of a turn that the time may be wrong by
+JOIN_LIMIT = 5.0  # s
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """What one `start` gives: `frames` on each port (in DUAL twice n_frames), `period` s between two exposures (None:
+    edges decide), of which each has `counters` frames; `compressor` of each port, in xspd's words; `nbytes` of the
+    pixels of each."""
+
+    frames: int
+    period: float | None
+    counters: int
+    compressor: Sequence[str]
+    nbytes: Sequence[int]
+
+
+@dataclass
+class Port:
+    """Where one port is in the numbers of an acquisition, from 1; 0 before its first frame."""
+
+    last: int = 0
+    at: float = 0.0  # when that came
+    shift: int = 0  # of the unit's counter, where that did not begin at 1
+    waiting: deque[tuple[int, int, int, Any]] = field(default_factory=deque)  # number, trigger, status, pixels
+    nbytes: int = 0  # of what waits
+
+    def place(self, low: int, now: float, acquisition: Acquisition, latest: int) -> int:
+        """The number whose lowest bits came; `latest` that any port is at."""
+        low = (low - self.shift) % TURN
+        step = (low - self.last) % TURN
+        if step == 0:
+            turns = 1 if acquisition.counters == 1 and self._passed(now, acquisition, latest, TURN) >= 1 else 0
+            number = self.last + turns * TURN
+        elif step == 1:
+            number = self.last + 1
+        else:
+            passed = self._passed(now, acquisition, latest, step)
+            number = self.last + step + max(0, int(passed)) * TURN
+            if not self.last and (number > acquisition.frames or passed < -SURE - 0.5):
+                self.shift = step - 1  # it did not begin at 1
+                number = 1
+        self.last, self.at = number, now
+        return number
+
+    def _passed(self, now: float, acquisition: Acquisition, latest: int, step: int) -> float:
+        """Whole turns that went by besides `step` frames; below 0: there was not even time for these."""
+        if acquisition.period:
+            frames = (now - self.at) / acquisition.period * acquisition.counters
+        else:
+            frames = latest - self.last
+        return (frames - step) / TURN + SURE
+
+
+class Refused(NamedTuple):
+    """A message that is no frame."""
+
+    words: str
+
+
+class Frames:
+    """The thread and its queues, from `__init__` to `close`. `memory` bytes of pixels may wait; beyond that the newest
+    are dropped and counted."""
+
+    def __init__(self, endpoints: Sequence[str], memory: int) -> None:
+        self.dropped = 0
+        self._memory = memory
+        self._ports = [Port() for _ in endpoints]
+        self._acquisition: Acquisition | None = None
+        self._changed = threading.Condition()
+        self._flush = threading.Event()
+        self._flushed = threading.Event()
+        self._closing = threading.Event()
+        self._problem = ""
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._sockets = [self._subscribed(endpoint) for endpoint in endpoints]
+        self._thread = threading.Thread(target=self._run, name="xspd ports", daemon=True)
+        self._thread.start()
+
+    def _subscribed(self, endpoint: str) -> Any:
+        socket = self._context.socket(zmq.SUB)
+        socket.linger, socket.rcvhwm = 0, 0  # the limit is ours
+        socket.subscribe(b"")
+        socket.connect(endpoint)
+        return socket
+
+    def close(self) -> None:
+        """Safe twice."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join(JOIN_LIMIT)
+
+    # --- what the system calls ---------------------------------------------------------------------------------------
+
+    def forget(self, limit: float = 2.0) -> None:
+        """What has come is of no use: an acquisition is about to begin. HardwareError: the thread does not answer."""
+        self._flushed.clear()
+        self._flush.set()
+        if not self._flushed.wait(limit):
+            raise HardwareError(f"the thread of xspd's data ports has not answered for {limit:g} s")
+
+    def begin(self, acquisition: Acquisition) -> None:
+        """Frames that come from now on are its own."""
+        now = time.monotonic()
+        with self._changed:
+            self._problem, self.dropped = "", 0
+            for port in self._ports:
+                port.last, port.at, port.shift = 0, now, 0
+            self._acquisition = acquisition
+
+    def next(self, position: int, timeout: float) -> RawFrame | None:
+        """Of one port; None: none within `timeout` s. HardwareError: what comes cannot be read."""
+        port = self._ports[position]
+        with self._changed:
+            if not port.waiting and timeout > 0:
+                self._changed.wait_for(lambda: port.waiting or self._problem or self._closing.is_set(), timeout)
+            if not port.waiting:
+                if self._problem:
+                    raise HardwareError(self._problem)
+                return None
+            number, trigger, status, data = port.waiting.popleft()
+            port.nbytes -= len(data)
+            acquisition = self._acquisition
+        assert acquisition is not None
+        return _raw(number, trigger, status, data, acquisition.compressor[position], acquisition.nbytes[position])
+
+    def waiting(self, position: int) -> int:
+        """Frames that came and were not taken yet."""
+        return len(self._ports[position].waiting)
+
+    # --- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for socket in self._sockets:
+            poller.register(socket, zmq.POLLIN)
+        try:
+            while not self._closing.is_set():
+                ready = dict(poller.poll(LOOK))
+                for position, socket in enumerate(self._sockets):
+                    if socket in ready:
+                        self._fetch(position, socket)
+                if self._flush.is_set():
+                    self._empty()
+        finally:
+            for socket in self._sockets:
+                socket.close()
+            self._context.term()
+
+    def _fetch(self, position: int, socket: Any) -> None:
+        """All that this port has, up to a number."""
+        for _ in range(100):
+            try:
+                parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._take(position, parts, time.monotonic())
+
+    def _take(self, position: int, parts: Sequence[Any], now: float) -> None:
+        acquisition = self._acquisition
+        if acquisition is None:
+            return
+        header = bytes(parts[1].buffer[:HEADER]) if len(parts) == 3 else b""
+        with self._changed:
+            if len(header) < HEADER:
+                self._problem = (
+                    f"xspd's port {position + 1}: {len(parts)} parts, the second of {len(header)} bytes, are no frame: "
+                    "is this the data port of another program?"
+                )
+            else:
+                port = self._ports[position]
+                latest = max(other.last for other in self._ports)
+                number = port.place(header[0], now, acquisition, latest)
+                data = parts[2].buffer
+                if sum(other.nbytes for other in self._ports) + len(data) > self._memory:
+                    self.dropped += 1
+                    return
+                port.waiting.append((number, header[1], header[2], data))
+                port.nbytes += len(data)
+            self._changed.notify_all()
+
+    def _empty(self) -> None:
+        with self._changed:
+            self._acquisition = None
+            for port in self._ports:
+                port.waiting.clear()
+                port.nbytes = 0
+        for position, socket in enumerate(self._sockets):
+            while socket.poll(0):
+                self._fetch(position, socket)
+        self._flush.clear()
+        self._flushed.set()
+
+
+def _raw(number: int, trigger: int, status: int, data: Any, compressor: str, nbytes: int) -> RawFrame:
+    """The frame with its pixels unpacked."""
+    told = FrameStatus(status) if status in FrameStatus._value2member_map_ else FrameStatus.INCOMPLETE
+    if compressor != "none" and told is not FrameStatus.MISSING:
+        try:
+            data = memoryview(_inflated(data, nbytes) if compressor == "zlib" else blosc.decompress(data, nbytes))
+        except StreamError as exc:
+            log.debug("frame %d: %s", number, exc)
+            told, data = FrameStatus.COMPRESSION_FAILED, memoryview(b"")
+    return RawFrame(number, told, memoryview(data), _nothing, trigger)
+
+
+def _nothing() -> None:
+    """The memory is ZeroMQ's, or ours."""
+
+
+def _inflated(data: Any, nbytes: int) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(data, nbytes + 1)
+    except zlib.error as exc:
+        raise StreamError(f"{len(data)} bytes are no zlib: {exc}") from exc
+    if len(plain) != nbytes or not stream.eof:
+        raise StreamError(f"{len(data)} bytes of zlib do not hold {nbytes} bytes")
+    return plain
