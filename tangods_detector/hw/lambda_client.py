@@ -139,6 +139,7 @@ class LambdaUnit:
         modules: int,
         metadata: Mapping[str, Any],
         frames_per_start: int | None = None,
+        endless: bool = False,
         ready_limit: float = 30.0,
         receiver_limit: float = 10.0,
     ) -> None:
@@ -146,7 +147,8 @@ class LambdaUnit:
 
         `nframes` of the series, doubled in DUAL; `modules` of all units; `metadata` of the start message, the same for
         all units, with `x`, `y`, `rotation` (lists of all modules) and `full_shape`. `frames_per_start` where there are
-        several `start`s (software triggers), each of which counts anew; None: `nframes`."""
+        several `start`s (software triggers), each of which counts anew; None: `nframes`. `endless`: the series ends by
+        `stop`, so the receiver is told no number of frames; `nframes` is only the most that may come."""
         self._order(
             "arm",
             series=series,
@@ -155,6 +157,7 @@ class LambdaUnit:
             modules=modules,
             metadata=dict(metadata),
             frames_per_start=nframes if frames_per_start is None else frames_per_start,
+            endless=endless,
             ready_limit=ready_limit,
             receiver_limit=receiver_limit,
         )

@@ -14,7 +14,7 @@ from typing import Any
 from tangods_detector import __version__
 from tangods_detector.hw.lambda_system import LambdaSystem
 from tangods_detector.hw.lambda_unit import Unit, UnitOptions
-from tangods_detector.orders import Control, Orders, Refused, Request, number, show, table, text, whole
+from tangods_detector.orders import Control, Orders, Refused, Request, flag, number, show, table, text, whole
 from tangods_receiver.errors import HardwareError
 
 QUESTIONS = frozenset({"ping", "status", "get"})
@@ -65,6 +65,7 @@ class UnitOrders(Orders):
             modules=whole(rest, "modules", 1),
             metadata=table(rest, "metadata"),
             per_start=whole(rest, "frames_per_start", 1, nframes),
+            endless=flag(rest, "endless", False),
             ready_limit=number(rest, "ready_limit", 30.0),
             receiver_limit=number(rest, "receiver_limit", 10.0),
         )

@@ -48,6 +48,7 @@ class Job:
     dual: bool
     metadata: Mapping[str, Any]
     receiver_limit: float
+    endless: bool = False  # the receiver is told no number of frames
 
     @property
     def frame_bytes(self) -> int:
@@ -256,7 +257,7 @@ class ModuleStream:
             self._streamer.serial,
             metadata=job.metadata,
             series=job.series,
-            nframes=job.nframes,
+            nframes=None if job.endless else job.nframes,
             shape=job.shape,
             dtype=job.dtype,
             codec="none",

@@ -142,6 +142,7 @@ class Unit:
         modules: int,
         metadata: Mapping[str, Any],
         per_start: int,
+        endless: bool,
         ready_limit: float,
         receiver_limit: float,
     ) -> None:
@@ -159,7 +160,8 @@ class Unit:
             self._phase, self._message, self._fault, self._course = "arming", "", "", None
             self._starts, self._halted, self._given_up_at = 0, False, inf
             said = dict(series=series, filename=filename, nframes=nframes, per_start=per_start, modules=modules)
-            self._job = lambda: self._arm({**said, "metadata": metadata, "receiver_limit": receiver_limit}, ready_limit)
+            more = dict(endless=endless, metadata=metadata, receiver_limit=receiver_limit)
+            self._job = lambda: self._arm({**said, **more}, ready_limit)
 
         self._ask(order)
 
