@@ -15,7 +15,7 @@ from tangods_detector import __version__
 from tangods_detector.hw.lambda_system import LambdaSystem
 from tangods_detector.hw.lambda_unit import Unit, UnitOptions
 from tangods_detector.orders import Control, Orders, Refused, Request, flag, number, show, table, text, whole
-from tangods_receiver.errors import HardwareError
+from tangods_receiver.errors import DaqError, HardwareError
 
 QUESTIONS = frozenset({"ping", "status", "get"})
 MAX_FRAMES = 1 << 40
@@ -139,12 +139,12 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
 
 def _system(given: argparse.Namespace) -> LambdaSystem:
     if given.libxsp:
-        from tangods_detector.hw.lambda_libxsp import Libxsp
+        from tangods_detector.hw.lambda_libxsp import LambdaLibxsp, LibxspOptions
 
-        return Libxsp(given.libxsp, given.config)
-    from tangods_detector.hw.lambda_xspd import Xspd
+        return LambdaLibxsp(LibxspOptions(given.libxsp, given.config))
+    from tangods_detector.hw.lambda_xspd import LambdaXspd, XspdOptions
 
-    return Xspd(given.xspd, given.device)
+    return LambdaXspd(XspdOptions(url=given.xspd, device=given.device))
 
 
 def main(arguments: list[str] | None = None, program: str | None = None) -> int:
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
                 while not stop.wait(0.2):
                     if not unit.alive:
                         raise Refused("the unit's thread has ended; see the log")
-    except (Refused, HardwareError) as exc:
+    except (Refused, DaqError) as exc:
         sys.stderr.write(f"Error: {exc}\n")
         return 1
     return 0
