@@ -283,6 +283,15 @@ def stream_pilatus(arguments: tuple[str, ...]) -> None:
     sys.exit(stream(list(arguments), program="tangods-detector stream-pilatus"))
 
 
+@main.command("stream-lambda", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="--xspd HOST | --libxsp LIBRARY [OPTIONS]")
+def stream_lambda(arguments: tuple[str, ...]) -> None:
+    """Send the frames of the modules of one Lambda control unit, on its own computer; --help says more."""
+    from tangods_detector.hw.lambda_control import main as stream
+
+    sys.exit(stream(list(arguments), program="tangods-detector stream-lambda"))
+
+
 @main.group()
 def simulate() -> None:
     """A vendor's control unit that is not there, for tests; until SIGINT or SIGTERM."""
