@@ -538,7 +538,9 @@ class Unit:
 
     def _behind(self, stream: ModuleStream, job: Job) -> int:
         """Frames that this module has sent, or missed for good."""
-        return job.nframes if stream.over and not self._halted else stream.ledger.highest + 1
+        if stream.over and not self._halted:
+            return job.nframes
+        return max(stream.ledger.highest + 1, stream.finished * job.per_start if not self._halted else 0)
 
     def _sentence(self, modules: Sequence[Mapping[str, Any]]) -> str:
         """What is not as it should be."""
