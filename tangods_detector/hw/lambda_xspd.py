@@ -63,8 +63,8 @@ class Voltage:
 class Xspd(LambdaSystem):
     """A combined data port is one module here, of the size of the image.
 
-    `address` host, host:port or http://host:port; `device` "": the first; `timeout` s of a request; `high_voltage` V that
-    modules must have (0: what they have must not change any more); `memory` bytes of frames that may wait."""
+    `address` host, host:port or http://host:port; `device` "": the first; `timeout` s of a request; `high_voltage` V
+    that modules must have (0: what they have must not change any more); `memory` bytes of frames that may wait."""
 
     settle = 0.5  # s that a frame may need from xspd to us
 
