@@ -142,6 +142,9 @@ cdef class Loans:
     def is_held(self, int slot):
         return 0 <= slot < self.count and loan_is_out(&self.all.each[slot])
 
+    def ours(self):
+        return [slot for slot in range(self.count) if slot not in self.lent]
+
     def send(self, socket, bytes head, int slot, size_t address, size_t nbytes):
         cdef void *to = <void *><size_t>socket.underlying
         cdef zmq_msg_t first, second

@@ -48,6 +48,10 @@ class PythonLoans:
         tracker = self._out.get(slot)
         return tracker is not None and not tracker.done
 
+    def ours(self) -> list[int]:
+        """Slots that are not lent, as far as `back` has told."""
+        return [slot for slot in range(self._count) if slot not in self._out]
+
     def send(self, socket: zmq.Socket[Any], head: bytes, slot: int, address: int, nbytes: int) -> bool:
         """A message of `head` and the memory; False: no room, or nobody there, and nothing is lent."""
         if not 0 <= slot < self._count or slot in self._out:
@@ -162,6 +166,11 @@ class FrameRing:
     def back(self) -> Sequence[int]:
         """Slots that ZeroMQ is done with since this was last asked, in ascending order."""
         slots: list[int] = self.loans.back()
+        return slots
+
+    def ours(self) -> Sequence[int]:
+        """Slots that ZeroMQ does not have, as far as `back` has told; what the camera has is among them."""
+        slots: list[int] = self.loans.ours()
         return slots
 
     def wait(self, timeout: float) -> None:
