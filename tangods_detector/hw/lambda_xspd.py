@@ -42,6 +42,18 @@ FEATURES = {
 
 
 @dataclass(frozen=True)
+class XspdOptions:
+    """`url` host, host:port or http://host:port; `device` "": the first; `timeout` s of a request; `high_voltage` V
+    that modules must have (0: what they have must not change any more); `memory` bytes of frames that may wait."""
+
+    url: str
+    device: str = ""
+    timeout: float = 5.0
+    high_voltage: float = 0.0
+    memory: int = 2_000_000_000
+
+
+@dataclass(frozen=True)
 class Source:
     """A data port: of one module (`modules` of one name), or of the whole image."""
 
@@ -60,26 +72,15 @@ class Voltage:
     looked: float = 0.0
 
 
-class Xspd(LambdaSystem):
-    """A combined data port is one module here, of the size of the image.
-
-    `address` host, host:port or http://host:port; `device` "": the first; `timeout` s of a request; `high_voltage` V
-    that modules must have (0: what they have must not change any more); `memory` bytes of frames that may wait."""
+class LambdaXspd(LambdaSystem):
+    """A combined data port is one module here, of the size of the image."""
 
     settle = 0.5  # s that a frame may need from xspd to us
 
-    def __init__(
-        self,
-        address: str,
-        device: str = "",
-        *,
-        timeout: float = 5.0,
-        high_voltage: float = 0.0,
-        memory: int = 2_000_000_000,
-    ) -> None:
-        """ConfigError: that is no address."""
-        self._host, self._port = host_and_port(address)
-        self._wanted, self._timeout, self._high_voltage, self._memory = device, timeout, high_voltage, memory
+    def __init__(self, options: XspdOptions) -> None:
+        """ConfigError: its address is none."""
+        self._options = options
+        self._host, self._port = host_and_port(options.url)
         self._connection: Connection | None = None
         self._frames: Frames | None = None
         self._device = self._detector = self._library = ""
@@ -95,13 +96,13 @@ class Xspd(LambdaSystem):
 
     def connect(self) -> Description:
         self.close()
-        self._connection = Connection(self._host, self._port, self._timeout, what="xspd")
+        self._connection = Connection(self._host, self._port, self._options.timeout, what="xspd")
         try:
             self._library = f"xspd {self._ask('/api').get('xspd version', '')}".strip()
             self._find_device()
             self._known = frozenset(row["path"] for row in self._ask(self._path("variables")))
             self._find_ports()
-            self._frames = Frames([source.endpoint for source in self._sources], self._memory)
+            self._frames = Frames([source.endpoint for source in self._sources], self._options.memory)
             return self.describe()
         except (KeyError, TypeError, AttributeError, IndexError) as exc:
             self.close()
@@ -114,7 +115,7 @@ class Xspd(LambdaSystem):
 
     def _find_device(self) -> None:
         there = [row["id"] for row in self._ask("/api/v1/devices")["devices"]]
-        wanted = self._wanted or (there[0] if there else "")
+        wanted = self._options.device or (there[0] if there else "")
         if wanted not in there:
             raise HardwareError(f"xspd has no device {wanted!r}; there are {', '.join(there) or 'none'}")
         self._device = wanted
@@ -321,7 +322,7 @@ class Xspd(LambdaSystem):
             if abs(value - known.value) > max(1.0, STEADY * abs(value)) or known.steady_since is None:
                 known.steady_since, known.value = now, value
             known.looked = now
-        expected = self._high_voltage
+        expected = self._options.high_voltage
         if expected:
             return abs(known.value - expected) <= NEAR * expected
         return known.steady_since is not None and now - known.steady_since >= STEADY_FOR
