@@ -246,6 +246,7 @@ class LambdaLibxsp(LambdaSystem):
         self._call("reset", "xl_reset")
 
     def status(self) -> tuple[ModuleStatus, ...]:
+        self._checked("xl_status")
         told = _Status()
         found = []
         for k in range(len(self._names)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LATE = 8  # part of a turn by which a frame may come late
+
 
 class Numbers:
     """Of one module, after one start: the unit counts from 1 and returns to a low number when its counter is full.
@@ -14,18 +16,22 @@ class Numbers:
         self.shared = bool(shared) and dual
         self.skips_zero = skips_zero
         self._turn = 1 << bits
+        self._late = self._turn // LATE
         self._learns = dual and shared is None
         self._raw = 0  # that of the last frame
         self._number = 0  # the same, as a counter without an end would have it
         self._second = False  # it was the second of its pair
 
     def place(self, number: int) -> int:
-        """From 0; below that, it is no frame of this start. Frames may be lost or come late, fewer than half a turn."""
+        """From 0; below that, it is no frame of this start. A frame may come late by an eighth of a turn, and what looks
+        like more is a loss: of fewer frames than seven eighths of a turn."""
         raw = number % self._turn
         step = (raw - self._raw) % self._turn
         if step == 0 and self._number:
             return self._again()
-        if step > self._turn // 2 and self._number:  # overtaken; then the frames after the last are still the next
+        if (
+            step >= self._turn - self._late and self._number
+        ):  # overtaken; then the frames after the last are still the next
             back = self._turn - step
             return self._index(self._number - back + (raw > self._raw and self._skips(False)), False)
         if raw < self._raw:
