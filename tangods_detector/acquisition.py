@@ -403,6 +403,7 @@ class Acquisition:
             self._configured = None  # the hardware is loaded with other settings than the user's
             settings = self._backend.configure(replace(settings, trigger_mode=self._mode(TriggerMode.INTERNAL)))
         check_together(settings, self._backend.latency_time(settings))
+        self._backend.check(settings)
         if request.policy is OverwritePolicy.OVERWRITE and not self._allow_overwrite:
             raise ConfigError("OverwritePolicy: OVERWRITE is only allowed where the property AllowOverwrite is true")
         path, overwrite = self._destination(request, settings)

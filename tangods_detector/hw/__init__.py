@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 BACKENDS = {
     "eiger": "tangods_detector.hw.eiger:Eiger",
+    "pilatus": "tangods_detector.hw.pilatus:Pilatus",
     "simulator": "tangods_detector.hw.simulator:Simulator",
 }
 

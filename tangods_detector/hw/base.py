@@ -93,6 +93,10 @@ class Backend(ABC):
     def configure(self, settings: Settings) -> Settings:
         """Load the settings; returns what the hardware accepted (rounded, clipped). ConfigError: it cannot do that."""
 
+    def check(self, settings: Settings) -> None:  # noqa: B027  most take what is good by itself
+        """At Arm, before anything is done: do settings that are good by themselves go together? ConfigError says why
+        not."""
+
     @abstractmethod
     def image_format(self, settings: Settings) -> tuple[tuple[int, int], str]:
         """Shape (rows, columns) and NumPy dtype name of the images that these settings give."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from tangods_detector.hw.pilatus_replies import Replies, Reply
+from tangods_detector.hw.pilatus_replies import NO_CODE, Replies, Reply
 from tangods_receiver.errors import HardwareError
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ class NoControl(HardwareError):
 class Question:
     """A command that waits for its answer."""
 
-    def __init__(self, code: int, words: str) -> None:
+    def __init__(self, code: int | None, words: str) -> None:
+        """`code` None: any."""
         self._code, self._words = code, re.compile(words)
         self.reply: Reply | None = None
 
@@ -42,6 +43,8 @@ class Question:
         """Is this the answer? An ERR may also be the parser's; that before a fence is of the kill."""
         if self.reply is not None:
             return False
+        if self._code is None:
+            return reply.code != NO_CODE
         if not reply.ok:
             return reply.code == self._code or (reply.code == PARSER and self._code != SHOWPID)
         return reply.code == self._code and self._words.search(reply.text) is not None
@@ -106,6 +109,17 @@ class Camserver:
                     break
                 log.warning("%s: no answer to %r, but to the next command: it is sent once more", self._name, command)
         raise HardwareError(f"{self._name}: no answer to {command!r} within {limit:g} s")
+
+    def say(self, command: str, limit: float = 0.0) -> str:
+        """Whatever it is, and the whole answer. Errors as of `ask`."""
+        limit = limit or self._timeout
+        with self._asking:
+            reply = self._exchange(command, None, "", limit)
+            if reply is None:
+                self._fence()
+                raise HardwareError(f"{self._name}: no answer to {command!r} within {limit:g} s")
+            self._checked(command, reply)
+            return str(reply)
 
     def _checked(self, command: str, reply: Reply) -> str:
         if reply.ok:
@@ -179,7 +193,7 @@ class Camserver:
         """All replies before that of showpid are let go by. False: it did not come."""
         return self._exchange("showpid", SHOWPID, "", FENCE, heed=False) is not None
 
-    def _exchange(self, command: str, code: int, words: str, limit: float, heed: bool = True) -> Reply | None:
+    def _exchange(self, command: str, code: int | None, words: str, limit: float, heed: bool = True) -> Reply | None:
         """None: no answer in time."""
         question = Question(code, words)
         with self._changed:

@@ -3,9 +3,10 @@
 import base64
 import functools
 import hashlib
+import math
 import re
 from datetime import datetime
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 START = b"\x0c\x1a\x04\xd5"
 HEADER_MAX = 65536  # bytes of text before the pixels
@@ -18,6 +19,18 @@ _MD5 = re.compile(rb"^Content-MD5: *(\S+)\s*$", re.MULTILINE)
 _DATE = re.compile(rb"^# (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?\s*$", re.MULTILINE)
 _LINE = re.compile(r"^# ([A-Za-z][A-Za-z0-9_]*)(?::|\s*=)?\s+(.*?)\s*$")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_NUMBERS = (
+    ("threshold_energy", "Threshold_setting"),
+    ("saturation_value", "Count_cutoff"),
+    ("detector_distance", "Detector_distance"),
+)
+_APPLIED = (
+    ("flatfield_correction_applied", "Flat_field"),
+    ("pixel_mask_applied", "Excluded_pixels"),
+    ("countrate_correction_applied", "Ratecorr_lut_directory"),
+)
+_NIL = ("", "(nil)")
+_MATERIALS = {"Silicon": "Si", "CdTe": "CdTe", "GaAs": "GaAs"}
 
 
 class Incomplete(ValueError):
@@ -96,6 +109,33 @@ def fields(header: bytes) -> Dict[str, str]:
     return found
 
 
+def metadata(said: Dict[str, str]) -> Dict[str, Any]:
+    """What the lines of a header say, by the names that the receiver knows; all of them in `cbf_header`."""
+    detector: Dict[str, Any] = {}
+    for name, line in _NUMBERS:
+        numbers = _numbers(said.get(line, ""))
+        if numbers:
+            detector[name] = numbers[0]
+    for name, line in _APPLIED:
+        if line in said:
+            detector[name] = said[line] not in _NIL
+    if max(_numbers(said.get("Tau", "")), default=0.0) > 0:  # PILATUS2: it has no tables
+        detector["countrate_correction_applied"] = True
+    for word, material in _MATERIALS.items():
+        if word in said:
+            detector["sensor_material"] = material
+            detector.update(("sensor_thickness", thickness) for thickness in _numbers(said[word])[:1])
+    centre = _numbers(said.get("Beam_xy", ""))
+    if len(centre) == 2:
+        detector["beam_center_x"], detector["beam_center_y"] = centre
+    model, _, serial = said.get("Detector", "").partition(", S/N ")
+    if model:
+        detector["description"] = model
+    if serial:
+        detector["detector_number"] = serial
+    return {"detector": detector, "cbf_header": dict(said)}
+
+
 def differences(said: Dict[str, str], expected: Dict[str, Any], tolerance: float = 1e-3) -> Dict[str, str]:
     """What the header says otherwise than expected: numbers, and lists of them, to `tolerance` (relative; a header has
     few digits), texts by their beginning."""
@@ -111,10 +151,15 @@ def differences(said: Dict[str, str], expected: Dict[str, Any], tolerance: float
 
 def _are(text: str, value: Any, tolerance: float) -> bool:
     wanted = value if isinstance(value, (list, tuple)) else [value]
-    numbers = [float(number) for number in _NUMBER.findall(text)][: len(wanted)]
+    numbers = _numbers(text)[: len(wanted)]
     if len(numbers) < len(wanted):
         return False
     return all(abs(a - b) <= max(1e-7, tolerance * abs(b)) for a, b in zip(numbers, wanted))
+
+
+def _numbers(text: str) -> List[float]:
+    found = [float(number) for number in _NUMBER.findall(text)]
+    return [number for number in found if math.isfinite(number)]
 
 
 def _text(value: bytes) -> str:

@@ -25,7 +25,8 @@ REPLY = 15.0  # s; an order is taken within TAKEN_ORDERS of the stream
 @dataclass(frozen=True)
 class StreamStatus:
     """As the stream tells it. `phase`: idle, arming, armed, running, ending, done, error; `waiting` images that came
-    and are not sent; `lost` images that never came (known after the end), `damaged` ones that were put aside."""
+    and are not sent; `lost` images that never came (known after the end), `damaged` ones that were put aside, `checked`
+    ones whose sums are right."""
 
     phase: str
     message: str = ""
@@ -40,6 +41,7 @@ class StreamStatus:
     late: int = 0
     foreign: int = 0
     sent_again: int = 0
+    checked: int = 0
     overflows: int = 0
     connections_lost: int = 0
     kept: int = 0
@@ -103,7 +105,7 @@ class PilatusStreamer:
         series: int,
         filename: str,
         pattern: str,
-        nframes: int,
+        nframes: int | None,
         *,
         first: int = 0,
         folder: str = "",
@@ -116,7 +118,8 @@ class PilatusStreamer:
     ) -> None:
         """Watch for the files of a series; returns when a receiver has the start message.
 
-        `pattern` as test_%05d.cbf, `first` the number of the first file; `folder` below the stream's; `present` what is
+        `pattern` as test_%05d.cbf, `nframes` None: until it is stopped; `first` the number of the first file;
+        `folder` below the stream's; `present` what is
         done with such files that are there already: refuse, send, delete, delete_all; `resume` a series whose streamer
         died; `expect` values of lines of the images' header."""
         wanted = {"filename": filename, "pattern": pattern, "first": first, "nframes": nframes, "folder": folder}

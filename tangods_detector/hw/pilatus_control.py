@@ -140,13 +140,17 @@ def series_of(request: Request, root: str) -> Series:
         pattern = Pattern.parse(_text(rest, "pattern"), first)
     except ValueError as exc:
         raise Refused(f"arm: {exc}") from None
+    endless = "nframes" in rest and rest["nframes"] is None
+    if endless:
+        del rest["nframes"]
     found = Series(
         series=_whole(rest, "series", 0),
         filename=_text(rest, "filename"),
         folder=_folder(_text(rest, "folder", ""), root),
         pattern=pattern,
         first=first,
-        nframes=_whole(rest, "nframes", 1),
+        nframes=MAX_IMAGES if endless else _whole(rest, "nframes", 1),
+        endless=endless,
         shape=_shape(rest.pop("shape", None)),
         metadata=_object(rest, "metadata"),
         present=_text(rest, "present", "refuse"),
@@ -296,7 +300,13 @@ def _parser(program: Optional[str]) -> argparse.ArgumentParser:
         help="files that stay behind those being sent (default %(default)s)",
     )
     add("--queue", default=8, type=int, metavar="N", help="images that wait in the socket (default %(default)s)")
-    add("--md5-every", default=0, type=int, metavar="N", help="check the sum of each N-th image (default: of none)")
+    add(
+        "--md5-share",
+        default=0.05,
+        type=float,
+        metavar="S",
+        help="of the time that may go into the sums of images; 1: all are checked, 0: none (default %(default)s)",
+    )
     add("--file-wait", default=3.0, type=float, metavar="S", help="for files after the end (default %(default)s s)")
     add("--lease", default=10.0, type=float, metavar="S", help="of a silent controller (default %(default)s s)")
     add("--poll", action="store_true", help="read the folder again and again: its file system tells no events")
@@ -309,8 +319,8 @@ def main(arguments: Optional[List[str]] = None, program: Optional[str] = None) -
     """0: ended by a signal; 1: could not begin, and why is on stderr."""
     parser = _parser(program)
     given = parser.parse_args(arguments)
-    if min(given.keep, given.md5_every) < 0 or given.queue < 1:
-        parser.error("--keep and --md5-every are numbers from 0, --queue from 1")
+    if given.keep < 0 or not 0 <= given.md5_share <= 1 or given.queue < 1:
+        parser.error("--keep is a number from 0, --queue from 1, --md5-share from 0 to 1")
     logging.basicConfig(
         level=logging.DEBUG if given.verbose else logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s"
     )
@@ -321,7 +331,7 @@ def main(arguments: Optional[List[str]] = None, program: Optional[str] = None) -
         queue=given.queue,
         keep=given.keep,
         polling=True if given.poll else None,
-        md5_every=given.md5_every,
+        md5_share=given.md5_share,
         file_wait=given.file_wait,
     )
     stop = threading.Event()

@@ -20,12 +20,14 @@ def encode_start(
     filename: str,
     serial: int,
     series: int,
-    nframes: int,
+    nframes: Optional[int],
     shape: Optional[Sequence[int]],
     metadata: Dict[str, Any],
 ) -> List[bytes]:
-    """Parts of a start message."""
-    head = {"htype": "header", "filename": filename, "msg_number": serial, "series": series, "nframes": nframes}
+    """Parts of a start message; `nframes` None: nobody knows how many."""
+    head = {"htype": "header", "filename": filename, "msg_number": serial, "series": series}
+    if nframes is not None:
+        head["nframes"] = nframes
     if shape is not None:
         head["shape"] = list(shape)
     head.update(type="int32", compression="cbf")
@@ -33,11 +35,16 @@ def encode_start(
 
 
 def encode_frame_header(
-    frame: int, shape: Sequence[int], serial: Optional[int], series: int, timestamp: Optional[float]
+    frame: int,
+    shape: Sequence[int],
+    serial: Optional[int],
+    series: int,
+    timestamp: Optional[float],
+    metadata: Optional[Dict[str, Any]] = None,
 ) -> bytes:
-    """Part 0 of an image; part 1 is the file."""
+    """Part 0 of an image; part 1 is the file. `metadata` for the receiver's file."""
     head = {"htype": "image", "frame": frame, "shape": list(shape), "type": "int32", "compression": "cbf"}
-    return _dumps(_numbered(head, serial, series=series, timestamp=timestamp))
+    return _dumps(_numbered(head, serial, series=series, timestamp=timestamp, metadata=metadata))
 
 
 def encode_end(serial: Optional[int], series: int, nframes: int) -> List[bytes]:

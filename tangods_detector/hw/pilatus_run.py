@@ -19,14 +19,16 @@ END_LIMIT = 5.0  # s for the end message, and for what is still in the socket
 QUICKLY = 1.0  # s for the same, when it shall end at once
 DAMAGED_FOLDER = "damaged"  # in the images' folder: a rename costs nothing
 DAMAGED_KEPT = 10  # files
+START_SHARE = 1.0  # s before the first image that count for the share, so that those are checked
+TELL = 64  # images that bring the header's lines: whichever of them the receiver sees first
 
 
 class Options(NamedTuple):
     """`folder` below which images are read; `host`, `port` of the stream (port 0: any free one); `queue` messages that
     wait in the socket; `keep` files behind them that stay after they were sent; `polling` True, False, None: by the
-    file system; `md5_every` so many images one is checked (0: none); times in s: `gap_wait` for an image that later
-    ones overtook, `file_wait` for one after the end of the series, `damaged_wait` for one that is not complete,
-    `arm_limit` for a receiver."""
+    file system; `md5_share` of the time may go into sums of pixels (1: each image is checked, 0: none); times in s:
+    `gap_wait` for an image that later ones overtook, `file_wait` for one after the end of the series, `damaged_wait`
+    for one that is not complete, `arm_limit` for a receiver."""
 
     folder: str
     host: str = "127.0.0.1"
@@ -35,7 +37,7 @@ class Options(NamedTuple):
     keep: int = 10
     polling: Optional[bool] = None
     rescan: float = 2.0
-    md5_every: int = 0
+    md5_share: float = 0.05
     gap_wait: float = 0.5
     file_wait: float = 3.0
     stop_wait: float = 0.3
@@ -46,7 +48,8 @@ class Options(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One arm. `folder` absolute; `pattern` with the number `first` for image 0; `present` what is done with such files
+    """One arm. `folder` absolute; `pattern` with the number `first` for image 0; `endless`: until it is stopped, which
+    is when there are `nframes` at the latest; `present` what is done with such files
     that are there already: refuse, send, delete, or delete_all (every .cbf); `resume`: the start message was sent by a
     streamer that died; `expect` of the first header, by the names of its lines."""
 
@@ -61,6 +64,7 @@ class Series(NamedTuple):
     present: str = "refuse"
     resume: bool = False
     expect: Dict[str, Any] = {}
+    endless: bool = False
 
 
 class Hand(NamedTuple):
@@ -89,6 +93,10 @@ class Run:
         self.vanished = 0
         self.again = 0
         self.last_bytes = 0
+        self.checked = 0  # images, by their sums
+        self._summing = 0.0  # s that this took
+        self._first_at = 0.0
+        self._metadata: Dict[str, Any] = {}
         self.watcher = Watcher(series.folder, options.polling, options.rescan)
         self._options = options
         self._outlet = outlet
@@ -155,7 +163,9 @@ class Run:
 
     def _begin(self) -> None:
         one = self.series
-        parts = outlets.encode_start(one.filename, self.serial, one.series, one.nframes, one.shape, one.metadata)
+        nframes = None if one.endless else one.nframes
+        metadata = dict(one.metadata, metadata_follows=True)
+        parts = outlets.encode_start(one.filename, self.serial, one.series, nframes, one.shape, metadata)
         if self._outlet.offer(parts):
             self.serial += 1
             self.phase = "armed"
@@ -233,15 +243,21 @@ class Run:
         expected = self.series.shape
         if expected is not None and image.shape != expected:
             raise cbf.Damaged(f"image of {image.shape}, not {expected}")
-        every = self._options.md5_every
-        if every and number % every == 0:
+        now = time.monotonic()
+        self._first_at = self._first_at or now
+        if self._summing < self._options.md5_share * (now - self._first_at + START_SHARE):
             cbf.check_md5(data, image)
+            self.checked += 1
+            self._summing += time.monotonic() - now
         return image
 
     def _send(self, hand: Hand) -> None:
         serial = None if self.series.resume else self.serial
         stamp = cbf.taken_at(hand.image.header)
-        header = outlets.encode_frame_header(hand.number, hand.image.shape, serial, self.series.series, stamp)
+        if not self.header:
+            self._look_at_header(hand.image.header)
+        told = self._metadata if self.queue.sent < TELL else None
+        header = outlets.encode_frame_header(hand.number, hand.image.shape, serial, self.series.series, stamp, told)
         if not self._outlet.offer([header, hand.data], hand.number, hand.path):
             self.blocked = True
             self._outlet.wait(LOOK)
@@ -254,11 +270,14 @@ class Run:
         self.queue.was_sent(hand.number)
         self.last_bytes = len(hand.data)
         self._hand, self._active = None, time.monotonic()
-        if not self.header:
-            self.header = cbf.fields(hand.image.header)
-            self.differences = cbf.differences(self.header, self.series.expect)
-            for name, found in self.differences.items():
-                log.warning("series %d: header says %s %s", self.series.series, name, found)
+
+    def _look_at_header(self, text: bytes) -> None:
+        """Of the first image: what it says goes into the file, and is compared with what was expected."""
+        self.header = cbf.fields(text)
+        self._metadata = cbf.metadata(self.header)
+        self.differences = cbf.differences(self.header, self.series.expect)
+        for name, found in self.differences.items():
+            log.warning("series %d: header says %s %s", self.series.series, name, found)
 
     def _send_again(self) -> None:
         """A connection broke: what it had been given may be lost."""
@@ -352,6 +371,7 @@ class Run:
             "overflows": self.watcher.overflows,
             "polling": self.watcher.polling,
             "blocked": self.blocked,
+            "checked": self.checked,
             "header": self.header,
             "differences": self.differences,
             "message": self._sentence(lost),

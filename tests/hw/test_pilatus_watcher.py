@@ -288,6 +288,32 @@ def test_the_header_is_compared_with_what_was_set():
     }
 
 
+def test_the_header_by_the_names_of_the_file():
+    said = cbf_look.fields(cbf_look.examine(cbf(image(0))).header)
+    told = cbf_look.metadata(said)
+    assert told["cbf_header"] == said
+    assert told["detector"] == {
+        "threshold_energy": 6344.0,
+        "saturation_value": 1009797.0,
+        "sensor_material": "Si",
+        "sensor_thickness": 0.001,
+        "beam_center_x": 1231.5,
+        "beam_center_y": 1263.5,
+        "description": "PILATUS3 2M",
+        "detector_number": "24-0124",
+    }
+    more = {"Tau": "1.2e-07 s", "Flat_field": "(nil)", "Excluded_pixels": "mask.tif", "Count_cutoff": "1e999 counts"}
+    applied = {"countrate_correction_applied": True, "flatfield_correction_applied": False, "pixel_mask_applied": True}
+    assert cbf_look.metadata(more)["detector"] == applied
+
+
+@given(st.binary(max_size=300))
+def test_whatever_a_header_says_can_be_sent(text):
+    told = cbf_look.metadata(cbf_look.fields(b"\n".join(b"# " + line for line in text.split(b"\n"))))
+    header = outlet.encode_frame_header(0, SHAPE, 1, 1, None, told)
+    assert stins.decode([header, cbf(image(0))]).extra["metadata"] == told
+
+
 def test_the_time_is_the_header_s():
     header = cbf_look.examine(cbf(image(0))).header
     expected = time.mktime((2026, 1, 5, 10, 0, 0, 0, 0, -1)) + 0.25

@@ -217,7 +217,7 @@ def test_leftovers_are_deleted_on_demand(folder, make, present, left):
 def test_real_images_of_a_pilatus_6m(folder, make, tmp_path):
     if not REAL:
         pytest.skip("the recordings of a real Pilatus are not here (DETECTOR_TEST_DATA)")
-    streamer = make(md5_every=1)
+    streamer = make(md5_share=1.0)
     with running(tmp_path, streamer.endpoint(), transforms=["bslz4"], end_timeout=10.0) as engine:
         streamer.arm(1, "a.h5", PATTERN, len(REAL))
         for number, path in enumerate(REAL):
@@ -361,7 +361,7 @@ def test_a_file_that_is_still_being_written_is_waited_for(folder, make):
     ],
 )
 def test_a_damaged_file_is_put_aside_and_told(folder, make, change, words):
-    streamer = make(damaged_wait=0.1, md5_every=1)
+    streamer = make(damaged_wait=0.1, md5_share=1.0)
     spoilt = change(cbf(image(1)))
     with Sink(streamer.endpoint()) as sink:
         streamer.arm(1, "", PATTERN, 4, shape=SHAPE)
