@@ -29,6 +29,7 @@ TEST = [
     "vermin",  # what runs on a detector's own computer keeps to its old Python
 ]
 SETUPTOOLS = "setuptools<81"  # taurus and sardana still import pkg_resources
+SARDANA = ["sardana==3.7.1", "sardana-config==3.7.1", "taurus==5.4.1", SETUPTOOLS]
 
 
 def compiled(name):
@@ -60,8 +61,12 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering",
     ],
-    packages=find_packages(include=["tangods_detector*", "tangods_receiver*"]),
-    package_data={"tangods_receiver": ["web/*"], "tangods_detector.simulators": ["*.c", "*.h"]},
+    packages=find_packages(include=["tangods_detector*", "tangods_receiver*", "sardana_ctrl*"]),
+    package_data={
+        "sardana_ctrl": ["sardana.yaml", "*/*.py"],
+        "tangods_detector.simulators": ["*.c", "*.h"],
+        "tangods_receiver": ["web/*"],
+    },
     ext_modules=cythonize(EXTENSIONS, build_dir="build/cython"),
     python_requires=">=3.10",
     install_requires=[
@@ -93,8 +98,8 @@ setup(
         "demo": DEMO,  # its picture, and a shell to go on with
         "fuzz": ["atheris==3.0.0 ; python_version >= '3.11'"],  # guided by coverage; without it fuzzing is random
         "gui": ["PyQt5==5.15.11", "silx[full-no-qt]==3.1.3", "taurus==5.4.1", "taurus_pyqtgraph==0.9.9", SETUPTOOLS],
-        "sardana": ["sardana==3.7.1", SETUPTOOLS],
-        "test": [*TEST, *BENCH, *DEMO],
+        "sardana": SARDANA,
+        "test": [*TEST, *BENCH, *DEMO, *SARDANA],
     },
     entry_points={
         # Starter finds a server by the name of its process: script name = server name = class name

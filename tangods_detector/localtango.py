@@ -58,11 +58,12 @@ class LocalTango:
     def device(self, name: str) -> tango.DeviceProxy:
         return tango.DeviceProxy(f"tango://{self.tango_host}/{name}")
 
-    def start(self, server: str) -> subprocess.Popen[bytes]:
-        """Start `Class/instance` (registered before) and wait until it answers; DaqError with its log if not."""
+    def start(self, server: str, *more: str, limit: float = START_LIMIT) -> subprocess.Popen[bytes]:
+        """Start `Class/instance` (registered before), with `more` arguments, and wait until it answers; DaqError with
+        its log if it does not within `limit` s."""
         program, instance = server.split("/")
-        self._spawn(server, [_script(program), instance, "-ORBendPoint", "giop:tcp:127.0.0.1:0"])
-        self._wait(server, lambda: self.device(f"dserver/{server}").ping())
+        self._spawn(server, [_script(program), instance, *more, "-ORBendPoint", "giop:tcp:127.0.0.1:0"])
+        self._wait(server, lambda: self.device(f"dserver/{server}").ping(), limit)
         return self.process(server)
 
     def process(self, server: str) -> subprocess.Popen[bytes]:
@@ -115,15 +116,15 @@ class LocalTango:
                 preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
             )
 
-    def _wait(self, name: str, ready: Callable[[], object]) -> None:
+    def _wait(self, name: str, ready: Callable[[], object], limit: float = START_LIMIT) -> None:
         process = self._processes[name]
-        end = time.monotonic() + START_LIMIT
+        end = time.monotonic() + limit
         while True:
             with contextlib.suppress(DaqError, tango.DevFailed):
                 ready()
                 return
             if process.poll() is not None or time.monotonic() > end:
-                what = "ended at once" if process.poll() is not None else f"did not answer in {START_LIMIT:.0f} s"
+                what = "ended at once" if process.poll() is not None else f"did not answer in {limit:.0f} s"
                 tail = "\n".join(self.log_of(name).read_text(errors="replace").splitlines()[-15:])
                 raise DaqError(f"{name} {what}; its log {self.log_of(name)} ends with:\n{tail}")
             time.sleep(0.05)

@@ -1,0 +1,137 @@
+"""Sardana counter/timer controller: a number of a region of interest for each point, for plots and alignment scans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sardana import DataAccess, State
+from sardana.pool.controller import (
+    Access,
+    CounterTimerController,
+    DefaultValue,
+    Description,
+    FGet,
+    FSet,
+    Memorize,
+    Memorized,
+    Type,
+)
+
+from sardana_ctrl.plan import Synch
+from sardana_ctrl.roi import STATISTICS, Meter
+
+
+class StandardDetectorRoiCtrl(CounterTimerController):
+    """Regions of interest that the detector's StreamReceiver measures; give the channels its synchronization.
+
+    In step scans each point has its number; in fly scans those whose image was looked at, some ten a second."""
+
+    gender = "Counter"
+    model = "Region of interest"
+    organization = "tangods-detector"
+    MaxDevice = 48
+    default_timer = 1
+
+    ctrl_properties = {
+        "Device": {Type: str, Description: "The Detector device, such as b1/dia/det1"},
+        "Receiver": {
+            Type: str,
+            Description: "Its StreamReceiver device; empty: the detector's own property Receiver says it",
+            DefaultValue: "",
+        },
+    }
+    axis_attributes = {
+        "Roi": {
+            Type: str,
+            Access: DataAccess.ReadWrite,
+            Description: "Name of the region, as in the receiver's attribute Rois",
+            DefaultValue: "",
+            FGet: "getRoi",
+            FSet: "setRoi",
+            Memorize: Memorized,
+        },
+        "Statistic": {
+            Type: str,
+            Access: DataAccess.ReadWrite,
+            Description: f"What of it: {', '.join(STATISTICS)}",
+            DefaultValue: "Sum",
+            FGet: "getStatistic",
+            FSet: "setStatistic",
+            Memorize: Memorized,
+        },
+    }
+
+    def __init__(self, inst: str, props: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(inst, props, *args, **kwargs)
+        self._meters: dict[int, Meter] = {}
+        self._synch = Synch.SOFTWARE_TRIGGER
+        self._over: set[int] = set()  # axes whose points are all there
+        self._starting: list[int] = []
+
+    def AddDevice(self, axis: int) -> None:
+        self._meters[axis] = Meter(self.Device, lambda: str(self.GetAxisName(axis)), self.Receiver)
+
+    def DeleteDevice(self, axis: int) -> None:
+        self._meters.pop(axis, None)
+
+    def getRoi(self, axis: int) -> str:
+        return self._meters[axis].roi
+
+    def setRoi(self, axis: int, value: str) -> None:
+        self._meters[axis].roi = value.strip()
+
+    def getStatistic(self, axis: int) -> str:
+        return self._meters[axis].statistic
+
+    def setStatistic(self, axis: int, value: str) -> None:
+        known = {name.lower(): name for name in STATISTICS}
+        if value.strip().lower() not in known:
+            raise ValueError(f"Statistic: {value!r} is not one of {', '.join(STATISTICS)}")
+        self._meters[axis].statistic = known[value.strip().lower()]
+
+    def SetCtrlPar(self, parameter: str, value: Any) -> None:
+        if parameter == "synchronization":
+            self._synch = Synch(int(value))
+        else:
+            super().SetCtrlPar(parameter, value)
+
+    def PrepareOne(self, axis: int, value: float, repetitions: int, latency: float, nb_starts: int) -> None:
+        for meter in self._meters.values():
+            meter.prepare(repetitions, nb_starts)
+        self._over.clear()
+
+    def LoadOne(self, axis: int, value: float, repetitions: int, latency: float) -> None:
+        pass
+
+    def PreStartAll(self) -> None:
+        self._starting = []
+
+    def PreStartOne(self, axis: int, value: float | None = None) -> bool:
+        self._meters[axis].check()
+        return True
+
+    def StartOne(self, axis: int, value: float | None = None) -> None:
+        self._starting.append(axis)
+
+    def StartAll(self) -> None:
+        for axis in self._starting:
+            self._over.discard(axis)
+            self._meters[axis].start()
+
+    def StateOne(self, axis: int) -> tuple[Any, str]:
+        if axis in self._over or self._meters[axis].done():
+            self._over.add(axis)
+            return State.On, "measured"
+        return State.Moving, "waiting for the image"
+
+    def ReadOne(self, axis: int) -> Any:
+        meter = self._meters[axis]
+        if self._synch.by_software and not self._synch.whole_start:
+            return meter.value()
+        return meter.new_values(axis in self._over)
+
+    def StopOne(self, axis: int) -> None:
+        self._over.add(axis)
+
+    def AbortOne(self, axis: int) -> None:
+        self._over.add(axis)

@@ -1,0 +1,279 @@
+"""Sardana TwoD controller of standard Detector devices: one axis per detector, a whole scan is one series, one file."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import tango
+from sardana import DataAccess, State
+from sardana.pool import AcqSynch
+from sardana.pool.controller import (
+    Access,
+    DefaultValue,
+    Description,
+    FGet,
+    FSet,
+    Memorize,
+    Memorized,
+    NotMemorized,
+    Referable,
+    TwoDController,
+    Type,
+)
+
+from sardana_ctrl.channel import Channel, ChannelError
+from sardana_ctrl.plan import Request, Synch
+from sardana_ctrl.references import DATASET
+
+STATES = {"On": State.On, "Moving": State.Moving, "Fault": State.Fault}
+SOON = 2.0  # s that a prepare waits for the detectors: clients of a measurement group give up after 3 s
+LOOK = 0.05  # s
+REFERENCE_MODES = ("AUTO", "FRAME", "SERIES")
+
+
+class StandardDetectorTwoDCtrl(TwoDController, Referable):
+    """Area detectors through their Detector devices: images stay in the detector's file, scans get references."""
+
+    gender = "2D controller"
+    model = "Detector"
+    organization = "tangods-detector"
+    MaxDevice = 64
+    default_timer = 1
+
+    ctrl_properties = {
+        "Devices": {
+            Type: (str,),
+            Description: "Detector devices, one per axis: the first is axis 1. Such as b1/dia/det1",
+        },
+        "Dataset": {
+            Type: str,
+            Description: "Where the images are in the files",
+            DefaultValue: DATASET,
+        },
+        "ArmTimeout": {
+            Type: float,
+            Description: "Seconds that a detector may take to arm",
+            DefaultValue: 120.0,
+        },
+    }
+    axis_attributes = {
+        "DeviceName": {
+            Type: str,
+            Access: DataAccess.ReadOnly,
+            Description: "The Detector device",
+            FGet: "getDeviceName",
+        },
+        "Filename": {
+            Type: str,
+            Access: DataAccess.ReadWrite,
+            Description: "File of the next scan, before ValueRefPattern; empty: ValueRefPattern. May have {channel}, "
+            "{index} (series armed with this name), {date}, {number} (next that is free). Hooks of scans set it",
+            FGet: "getFilename",
+            FSet: "setFilename",
+            Memorize: NotMemorized,
+        },
+        "FramesPerPoint": {
+            Type: int,
+            Access: DataAccess.ReadWrite,
+            Description: "Frames of each point; they share the integration time",
+            DefaultValue: 1,
+            FGet: "getFramesPerPoint",
+            FSet: "setFramesPerPoint",
+            Memorize: Memorized,
+        },
+        "ReferenceMode": {
+            Type: str,
+            Access: DataAccess.ReadWrite,
+            Description: "FRAME: a reference for each point. SERIES: one for all points of a start, for fast fly "
+            "scans. AUTO: SERIES above 500 points a second",
+            DefaultValue: "AUTO",
+            FGet: "getReferenceMode",
+            FSet: "setReferenceMode",
+            Memorize: Memorized,
+        },
+        "MissingFrames": {
+            Type: int,
+            Access: DataAccess.ReadOnly,
+            Description: "Frames of the last series that were lost",
+            FGet: "getMissingFrames",
+        },
+    }
+
+    def __init__(self, inst: str, props: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(inst, props, *args, **kwargs)
+        devices = [self.Devices] if isinstance(self.Devices, str) else list(self.Devices)
+        self._devices = [device.strip() for device in devices if device.strip()]
+        self._channels: dict[int, Channel] = {}
+        self._synch = Synch.SOFTWARE_TRIGGER
+        self._told: list[int] = []  # axes that a measurement group spoke of before it prepared
+        self._prepared: list[int] = []
+        self._starting: list[int] = []
+        self._turn = 0  # counts prepares
+
+    # --- axes --------------------------------------------------------------------------------------------------------
+
+    def AddDevice(self, axis: int) -> None:
+        if not 1 <= axis <= len(self._devices):
+            raise ValueError(
+                f"axis {axis}: the property Devices of controller {self.GetName()} names {len(self._devices)} "
+                "detectors; add one there, then reload the controller or restart the Pool"
+            )
+        channel = Channel(self._devices[axis - 1], lambda: str(self.GetAxisName(axis)), self.Dataset)
+        self._channels[axis] = channel
+        channel.disarm_leftover()
+
+    def DeleteDevice(self, axis: int) -> None:
+        self._channels.pop(axis, None)
+
+    def getDeviceName(self, axis: int) -> str:
+        return self._channels[axis].device
+
+    def getFilename(self, axis: int) -> str:
+        return self._channels[axis].filename
+
+    def setFilename(self, axis: int, value: str) -> None:
+        self._channels[axis].filename = value.strip()
+
+    def getFramesPerPoint(self, axis: int) -> int:
+        return self._channels[axis].frames_per_point
+
+    def setFramesPerPoint(self, axis: int, value: int) -> None:
+        if value < 1:
+            raise ValueError(f"FramesPerPoint: {value}; give 1 or more")
+        self._channels[axis].frames_per_point = int(value)
+
+    def getReferenceMode(self, axis: int) -> str:
+        return self._channels[axis].reference_mode
+
+    def setReferenceMode(self, axis: int, value: str) -> None:
+        mode = value.strip().upper()
+        if mode not in REFERENCE_MODES:
+            raise ValueError(f"ReferenceMode: {value!r} is not one of {', '.join(REFERENCE_MODES)}")
+        self._channels[axis].reference_mode = mode
+
+    def getMissingFrames(self, axis: int) -> int:
+        return self._channels[axis].missing()
+
+    def GetAxisPar(self, axis: int, parameter: str) -> Any:
+        if parameter == "shape":
+            return self._channels[axis].shape()
+        return super().GetAxisPar(axis, parameter)
+
+    def SetAxisPar(self, axis: int, parameter: str, value: Any) -> None:
+        channel = self._channels[axis]
+        if parameter == "value_ref_enabled":
+            channel.refs_enabled = bool(value)
+            if axis not in self._told:
+                self._told.append(axis)
+        elif parameter == "value_ref_pattern":
+            channel.pattern = (value or "").strip()
+
+    def GetCtrlPar(self, parameter: str) -> Any:
+        if parameter == "latency_time":
+            return max((channel.latency() for channel in self._channels.values()), default=0.0)
+        return super().GetCtrlPar(parameter)
+
+    def SetCtrlPar(self, parameter: str, value: Any) -> None:
+        if parameter == "synchronization":
+            self._synch = Synch(int(value))
+        else:
+            super().SetCtrlPar(parameter, value)
+
+    # --- a measurement -----------------------------------------------------------------------------------------------
+
+    def PrepareOne(self, axis: int, value: float, repetitions: int, latency: float, nb_starts: int) -> None:
+        """`axis` is the group's timer; all enabled detectors of the group are prepared, and wait side by side."""
+        axes, self._told = self._in_group(axis), []
+        self._prepared = axes
+        self._turn += 1
+        try:
+            for number in axes:
+                channel = self._channels[number]
+                channel.prepare(Request(self._synch, value, repetitions, latency, nb_starts, channel.frames_per_point))
+            for number in axes:
+                self._channels[number].wait_ready(SOON)
+        except ChannelError:
+            self._stop_all(axes)
+            raise
+        if self._point_by_point and nb_starts > 1:
+            threading.Thread(target=self._end_leftover, args=(self._turn, axes), daemon=True).start()
+
+    @property
+    def _point_by_point(self) -> bool:
+        """Sardana sends a software event for each point."""
+        return self._synch.by_software and not self._synch.whole_start
+
+    def _end_leftover(self, turn: int, axes: list[int]) -> None:
+        """Sardana leaves out software triggers that come while a point is not finished, so that fewer come than were
+        prepared: when the group is over, the detector must not wait for the rest."""
+        group: Any = getattr(self._getPoolController(), "operator", None)
+        with tango.EnsureOmniThread():
+            while turn == self._turn and any(self._channels[n].busy for n in axes if n in self._channels):
+                time.sleep(LOOK)
+                try:
+                    over = group._pending_starts == 0 and not group.acquisition.is_running()
+                except AttributeError:  # not a measurement group
+                    return
+                if over and turn == self._turn:
+                    self._stop_all(axes)
+                    return
+
+    def _in_group(self, timer: int) -> list[int]:
+        """Axes that take part; the group's own list where this version of Sardana shows it."""
+        pool_controller = self._getPoolController()
+        try:
+            for controller in pool_controller.operator.configuration.get_timerable_ctrls(enabled=True):
+                if controller.element is pool_controller:
+                    axes = [channel.axis for channel in controller.get_channels(enabled=True)]
+                    return axes if timer in axes else [timer]
+        except AttributeError:  # a channel on its own
+            pass
+        return sorted({timer, *self._told} & set(self._channels)) or [timer]
+
+    def _stop_all(self, axes: list[int]) -> None:
+        for number in axes:
+            try:
+                self._channels[number].stop()
+            except ChannelError as exc:
+                self._log.warning("%s", exc)
+
+    def LoadOne(self, axis: int, value: float, repetitions: int, latency: float) -> None:
+        pass  # all was said when it was prepared
+
+    def PreStartAll(self) -> None:
+        self._starting = []
+        for number in self._prepared:
+            if not self._channels[number].wait_ready(self.ArmTimeout):
+                raise ChannelError(f"{self._channels[number].name}: not armed within {self.ArmTimeout:g} s")
+
+    def StartOne(self, axis: int, value: float | None = None) -> None:
+        self._starting.append(axis)
+
+    def StartAll(self) -> None:
+        for axis in self._starting:
+            self._channels[axis].start()
+
+    def StateOne(self, axis: int) -> tuple[Any, str]:
+        state, status = self._channels[axis].state()
+        return STATES[state], status
+
+    def ReadOne(self, axis: int) -> Any:
+        if self._point_by_point:
+            return self._channels[axis].image()
+        return []  # images of fly scans never go through Sardana
+
+    def RefOne(self, axis: int) -> Any:
+        if self._point_by_point:
+            return self._channels[axis].reference()
+        return self._channels[axis].new_references()
+
+    def StopOne(self, axis: int) -> None:
+        self._channels[axis].stop()
+
+    def AbortOne(self, axis: int) -> None:
+        self._channels[axis].stop(abort=True)
+
+
+assert set(Synch) == {Synch(int(member)) for member in AcqSynch}, "this Sardana has other synchronizations"
