@@ -56,11 +56,7 @@ def test_everything_imported_is_required():
     distributions = importlib.metadata.packages_distributions()
     missing = set()
     for name in MODULES:
-        for top in {found.partition(".")[0] for found in imports(name)} - {
-            *OURS,
-            "sardana_ctrl",
-            *sys.stdlib_module_names,
-        }:
+        for top in {found.partition(".")[0] for found in imports(name)} - {*OURS, *CLIENTS, *sys.stdlib_module_names}:
             if not {d.lower().replace("_", "-") for d in distributions.get(top, [top])} & required:
                 missing.add(f"{name}: {top}")
     assert missing == set()
