@@ -235,6 +235,6 @@ def test_a_sender_that_numbers_oddly_is_doubted_once(tmp_path):
         sender.end()
         s = wait_closed(engine, 1)
         assert (s.written, s.foreign) == (200, 0)
-        assert 0 < s.repeated <= 200, "those that a slower worker reads after all images are there come too late to count"
+        assert 0 < s.repeated <= 200, "those read after all images are there come too late to be counted"
         assert time.monotonic() - began < 8, "not a second for each"
     assert holds(tmp_path / "a.h5", range(200))

@@ -222,7 +222,7 @@ LARGE = {"shape": (3200, 3125), "waiting": 2, "span": 0.25, "most": 24}
     [
         pytest.param(SMALL, 1, 12, id="20kB"),
         pytest.param(LARGE, 1, 4, id="20MB"),
-        pytest.param(SMALL, 2, 6, id="20kB-2-parts"),
+        pytest.param(SMALL, 2, 3, id="20kB-2-parts"),
         pytest.param(SMALL, 1, 200, marks=pytest.mark.soak, id="20kB-soak"),
         pytest.param(LARGE, 1, 50, marks=pytest.mark.soak, id="20MB-soak"),
         pytest.param(SMALL, 2, 50, marks=pytest.mark.soak, id="20kB-2-parts-soak"),

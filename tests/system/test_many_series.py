@@ -32,7 +32,7 @@ def assert_unchanged(beamline: Beamline, before: dict[str, tuple[int, int, int]]
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("series", [200, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("series", [100, pytest.param(1000, marks=pytest.mark.soak)])
 def test_series_in_a_row(own_beamline: Beamline, series: int) -> None:
     def one(number: int) -> None:
         file = own_beamline.acquire(**QUICK, nFramesPerTrigger=20)
