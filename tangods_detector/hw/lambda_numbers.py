@@ -23,8 +23,8 @@ class Numbers:
         self._second = False  # it was the second of its pair
 
     def place(self, number: int) -> int:
-        """From 0; below that, it is no frame of this start. A frame may come late by an eighth of a turn, and what looks
-        like more is a loss: of fewer frames than seven eighths of a turn."""
+        """From 0; below that, it is no frame of this start. A frame may come late by an eighth of a turn; what looks
+        like more is a loss, of fewer frames than seven eighths of a turn."""
         raw = number % self._turn
         step = (raw - self._raw) % self._turn
         if step == 0 and self._number:

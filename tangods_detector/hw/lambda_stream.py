@@ -29,6 +29,7 @@ from tangods_receiver.protocol import stins
 log = logging.getLogger(__name__)
 
 END_LIMIT = 5.0  # s for the end message, and for what is still in the socket
+QUICKLY = 1.0  # s for the same, when nothing is waited for any longer
 RANGES = 100  # of missing frames that are told
 LEAST = 4  # frames that may be with libzmq at a time
 
@@ -376,14 +377,15 @@ class ModuleStream:
     def _end(self) -> None:
         """The end message, and every frame back in the ring."""
         try:
-            if not self._streamer.end(END_LIMIT if not self._abort.is_set() else 1.0):
+            limit = QUICKLY if self._abort.is_set() else END_LIMIT
+            if not self._streamer.end(limit):
                 self.error = self.error or "the receiver took no end message"
-            deadline = time.monotonic() + END_LIMIT
+            deadline = time.monotonic() + limit
             while self._lent and time.monotonic() < deadline and not self._closing.is_set():
                 self._take_back()
                 time.sleep(0.001)
             if self._lent:
-                self.error = self.error or f"{len(self._lent)} frames have not left after {END_LIMIT:g} s"
+                self.error = self.error or f"{len(self._lent)} frames have not left after {limit:g} s"
         except Exception as exc:
             self._tell(exc)
         self.phase = "error" if self.error else "done"

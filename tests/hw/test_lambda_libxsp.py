@@ -191,7 +191,7 @@ def test_other_threads_run_while_a_call_waits(system):
 
     def wait():
         begun.set()
-        system.next_frame(0, 1.5)
+        system.next_frame(0, 0.8)
         order.append("call")
 
     thread = threading.Thread(target=wait)
@@ -338,7 +338,7 @@ print("good")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_no_memory_is_used_wrongly_or_lost(tmp_path):
     """The same calls with a library that checks every access, and what is left at the end."""
     found = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, timeout=60)

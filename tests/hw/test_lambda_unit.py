@@ -1,0 +1,776 @@
+"""A Lambda unit: from the rings of its modules to the receiver, with all that can go wrong on the way."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import hdf5plugin  # noqa: F401  the filters
+import numpy as np
+import pytest
+import zmq
+from zmq.utils.garbage import gc
+
+from tangods_detector.hw.lambda_client import LambdaUnit
+from tangods_detector.hw.lambda_control import main
+from tangods_receiver.errors import HardwareError
+from tangods_receiver.protocol import SeriesEnd, SeriesStart
+from tests.contract import Listener
+from tests.hw.fake_lambda import SHAPE, Fake, arm, config, image, library, unit
+from tests.receiver.streaming import DATASET, running, wait_closed, wait_opened
+from tests.waiting import wait_for
+
+PROGRAM = [str(Path(sys.executable).parent / "tangods-detector"), "stream-lambda"]
+LONG = 30  # s, for what takes a moment on an idle machine
+
+
+@pytest.fixture(scope="module")
+def path():
+    return library()
+
+
+@pytest.fixture
+def fake(path):
+    return Fake(path)
+
+
+@pytest.fixture(autouse=True)
+def pyzmqs_own_thread():
+    """Without compiled loans pyzmq frees what was sent in a thread that stays."""
+    yield
+    gc.stop()
+
+
+@pytest.fixture
+def make(path, tmp_path):
+    """Makes units here, by what their fake modules do."""
+    made = []
+
+    def new(modules=2, first=0, options=None, **values):
+        context = unit(path, config(tmp_path, modules, **values), first, **(options or {}))
+        made.append(context)
+        return context.__enter__()
+
+    yield new
+    for context in reversed(made):
+        context.__exit__(None, None, None)
+
+
+def set_up(client, frames=20, **settings):
+    client.begin_configure({"n_frames": frames, "shutter_time": 1.0, "thresholds": [6.0], **settings})
+    return client.wait_configured()
+
+
+def module(client, number=0):
+    return next(one for one in client.status().modules if one.module == number)
+
+
+def given_back(fake, modules=2):
+    """Every frame that was taken is in the ring again."""
+    taken = [fake.get("taken", k) for k in range(modules)]
+    assert [fake.get("released", k) for k in range(modules)] == taken
+    assert [fake.get("refused", k) for k in range(modules)] == [0] * modules
+
+
+def pixels_of(listener, number):
+    """Frames of a module, by their number, from a listener."""
+    return {f.number: np.frombuffer(f.data, f.dtype).reshape(f.shape) for f in listener.frames() if f.module == number}
+
+
+def over(client, listener, series, modules=2):
+    """The status, when all end messages have come too."""
+    status = client.wait_over(LONG)
+    wait_for(lambda: sum(isinstance(m, SeriesEnd) and m.series == series for m in listener.messages) == modules, LONG)
+    return status
+
+
+# --- series ----------------------------------------------------------------------------------------------------------
+
+
+def test_series_after_series_every_pixel(make, fake, tmp_path):
+    client = make(ring=64)
+    with running(tmp_path, *client.endpoints()) as engine:
+        for series, (depth, mode) in enumerate([(12, "SINGLE"), (24, "SINGLE"), (6, "SINGLE"), (12, "DUAL")], 1):
+            dual = 2 if mode == "DUAL" else 1
+            accepted = set_up(client, 30, bit_depth=depth, counter_mode=mode)
+            assert (accepted["bit_depth"], accepted["n_frames"]) == (depth, 30)
+            arm(client, series, f"{series}.h5", 30 * dual)
+            wait_opened(engine, series)
+            client.start()
+            status = client.wait_over(LONG)
+            assert (status.phase, status.message, status.frames) == ("done", "", 30 * dual)
+            assert wait_closed(engine, series).missing == 0
+            with h5py.File(tmp_path / f"{series}.h5") as file:
+                data = file[DATASET][()]
+            assert data.shape == (30 * dual, 2, *SHAPE)
+            for frame in range(30 * dual):
+                for k in range(2):
+                    assert (data[frame, k] == image(k, frame // dual + 1, depth=depth)).all(), (series, frame, k)
+            given_back(fake)
+        assert engine.snapshot().error == ""
+
+
+def test_what_the_messages_say(make):
+    client = make(first=2)
+    set_up(client, 3)
+    assert client.modules() == [2, 3]
+    for position, endpoint in enumerate(client.endpoints()):
+        with Listener([endpoint]) as listener, Listener(client.endpoints()[1 - position :][:1]):
+            arm(client, 7 + position, "a.h5", 3, modules=4)
+            client.start()
+            wait_for(lambda x=listener, p=position: x.ended(7 + p), LONG)
+        start, *frames, end = listener.messages
+        assert isinstance(start, SeriesStart) and isinstance(end, SeriesEnd)
+        assert (start.series, start.nframes, start.modules, start.filename) == (7 + position, 3, 4, "a.h5")
+        assert (start.shape, start.dtype, start.codec) == (SHAPE, "uint16", "none")
+        assert start.metadata["y"] == [0, 32, 64, 96]
+        assert [f.number for f in frames] == [0, 1, 2] and {f.module for f in frames} == {2 + position}
+        assert [m.serial for m in listener.messages] == [*range(start.serial, start.serial + 5)]
+        assert all(abs(f.timestamp - time.time()) < 60 for f in frames)
+        client.wait_over(LONG)
+
+
+def test_one_module_is_a_plain_image(make):
+    client = make(1)
+    set_up(client, 2)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 2, modules=1)
+        client.start()
+        over(client, listener, 1, 1)
+    assert all(b"module" not in str(f.extra).encode() and f.module == 0 for f in listener.frames())
+    assert listener.messages[0].modules == 1
+
+
+def test_software_triggers_are_starts_that_each_count_from_one(make, fake):
+    client = make(lose_one=[0, 2])
+    set_up(client, 3)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 12, frames_per_start=3)
+        for start in (1, 2, 3, 4):
+            client.start()
+            wait_for(lambda s=start: client.status().frames >= 3 * s, LONG)
+        status = over(client, listener, 1)
+    assert (fake.get("starts"), status.starts, status.phase) == (4, 4, "done")
+    assert sorted(pixels_of(listener, 0)) == [*range(12)]
+    assert sorted(pixels_of(listener, 1)) == [0, 2, 3, 5, 6, 8, 9, 11]
+    assert status.modules[1].missing_numbers == [[1, 1], [4, 4], [7, 7], [10, 10]]
+    for k in range(2):
+        assert all((p == image(k, n % 3 + 1)).all() for n, p in pixels_of(listener, k).items())
+
+
+def test_a_start_while_busy_is_refused_and_harms_nothing(make, fake):
+    client = make()
+    set_up(client, 2, shutter_time=300.0)
+    with pytest.raises(HardwareError, match="start: the unit is idle; arm it first"):
+        client.start()
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 4, frames_per_start=2)
+        client.start()
+        with pytest.raises(HardwareError, match="start: the unit is busy with the one before, number 1"):
+            client.start()
+        wait_for(lambda: client.status().frames == 2, LONG)
+        client.start()
+        assert over(client, listener, 1).phase == "done"
+    assert fake.get("starts") == 2
+    with pytest.raises(HardwareError, match="the unit is done"):
+        client.start()
+
+
+def test_edges(make, fake):
+    """Where triggers come from outside, start has returned when all modules wait for them."""
+    client = make(begin_ms=200)
+    set_up(client, 5, trigger_mode="EXT_FRAMES")
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 5)
+        client.start()
+        assert client.status().busy
+        for edge in range(1, 6):
+            fake.edges()
+            wait_for(lambda e=edge: client.status().frames == e, LONG)
+        assert over(client, listener, 1).phase == "done"
+
+
+def test_a_unit_that_is_one_of_several(path, tmp_path):
+    """Two units, each with two modules of the image; their frames are joined by number and module."""
+    with_two = [config(_folder(tmp_path, k), 2, seed=10 * k, lag=[20, 0], lose=[0, 10 * k]) for k in range(2)]
+    libraries = [shutil.copy(path, tmp_path / f"{k}.so") for k in range(2)]  # each has one system at a time
+    with unit(libraries[0], with_two[0]) as one, unit(libraries[1], with_two[1], first=2) as other:
+        units = [one, other]
+        endpoints = [endpoint for u in units for endpoint in u.endpoints()]
+        with running(tmp_path, *endpoints, end_timeout=1.0) as engine:
+            for u in units:
+                u.begin_configure({"n_frames": 200, "shutter_time": 1.0})
+            for u in units:
+                u.wait_configured()
+            for u in units:
+                arm(u, 1, "a.h5", 200, modules=4, wait=False)
+            for u in units:
+                u.wait_armed()
+            wait_opened(engine, 1)
+            starts = [u.begin_start() for u in units]
+            for u, start in zip(units, starts, strict=True):
+                u.wait_started(start)
+            told = [u.wait_over(LONG) for u in units]
+            closed = wait_closed(engine, 1)
+    lost = {n for first, last in told[1].modules[1].missing_numbers for n in range(first, last + 1)}
+    assert 0 < len(lost) < 100 and told[1].modules[1].missing == len(lost)
+    assert (told[0].message, closed.missing) == ("", len(lost))
+    assert told[1].message.startswith(f"lambda/2: {len(lost)} of 200 frames missing: ")
+    with h5py.File(tmp_path / "a.h5") as file:
+        for number, pixels in enumerate(file[DATASET]):
+            for k in range(4):
+                expected = 0 if k == 3 and number in lost else image(k % 2, number + 1)
+                assert (pixels[k] == expected).all(), (number, k)
+
+
+def _folder(tmp_path, name):
+    folder = tmp_path / str(name)
+    folder.mkdir()
+    return folder
+
+
+# --- frames that do not come as they should --------------------------------------------------------------------------
+
+
+def test_a_frame_that_one_module_lost(make):
+    client = make(lose_one=[0, 7])
+    set_up(client, 20)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 20)
+        client.start()
+        status = over(client, listener, 1)
+    assert sorted(pixels_of(listener, 0)) == [*range(20)]
+    assert sorted(pixels_of(listener, 1)) == [n for n in range(20) if n != 6]
+    assert (status.phase, status.message) == ("done", "lambda/2: 1 of 20 frames missing: 6")
+    assert [(m.sent, m.missing) for m in status.modules] == [(20, 0), (19, 1)]
+
+
+def test_the_last_frames_of_a_module_are_lost(make):
+    """Nothing comes after them by which they could be missed; the module is no longer busy, its ring empty."""
+    client = make(lose_one=[20, 0])
+    set_up(client, 20)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 20)
+        client.start()
+        assert over(client, listener, 1).message == "lambda/1: 1 of 20 frames missing: 19"
+
+
+def test_frames_that_are_incomplete_missing_or_failed(make, tmp_path):
+    client = make(incomplete=[5, 0], missing=[0, 4], failed=[0, 7])
+    set_up(client, 20)
+    with running(tmp_path, *client.endpoints()) as engine:
+        arm(client, 1, "a.h5", 20)
+        client.start()
+        status = client.wait_over(LONG)
+        closed = wait_closed(engine, 1)
+    one, other = status.modules
+    assert (one.sent, one.incomplete, one.missing) == (20, 4, 0)
+    assert (other.sent, other.failed, other.missing) == (13, 7, 7)
+    assert other.missing_numbers == [[3, 3], [6, 7], [11, 11], [13, 13], [15, 15], [19, 19]]
+    assert closed.missing == 7
+    incomplete = next(loss for loss in closed.lost if loss.kind == "incomplete")
+    assert incomplete.count == 4
+
+
+def test_one_module_lags_and_holds_nobody_up(make, fake):
+    client = make(lag=[0, 400], ring=64)
+    set_up(client, 40)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 40)
+        client.start()
+        wait_for(lambda: len(pixels_of(listener, 0)) == 40, LONG)
+        late = len(pixels_of(listener, 1))
+        assert over(client, listener, 1).message == ""
+    assert late < 40, "the other had not come so far"
+    assert sorted(pixels_of(listener, 1)) == [*range(40)]
+
+
+def test_a_silent_module_ends_the_series_at_last(make):
+    client = make(silent=[0, 8], options={"lag": 0.5})
+    set_up(client, 20)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 20)
+        client.start()
+        status = over(client, listener, 1)
+    assert status.phase == "error"
+    assert status.message == "lambda/2 sent nothing for 0.5 s after the others were over"
+    assert sorted(pixels_of(listener, 0)) == [*range(20)] and sorted(pixels_of(listener, 1)) == [*range(8)]
+    set_up(client, 20)
+    assert client.status().phase == "idle"
+
+
+def test_a_module_that_restarts(make, fake):
+    """It is connected, not ready and not busy: the others go on; what it owed is missing."""
+    client = make(restart=[0, 5])
+    set_up(client, 20)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 20)
+        client.start()
+        status = over(client, listener, 1)
+        assert status.phase == "error"
+        assert status.message == "lambda/2 is not ready; lambda/2: 15 of 20 frames missing: 5-19"
+        assert sorted(pixels_of(listener, 0)) == [*range(20)]
+        fake.tell("restart", 0, 1)
+        client.reset()
+        set_up(client, 20)
+        arm(client, 2, "", 20)
+        client.start()
+        assert over(client, listener, 2).phase == "done"
+
+
+def test_a_module_whose_link_breaks(make):
+    client = make(broken=[5, 0])
+    set_up(client, 20)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 20)
+        client.start()
+        status = over(client, listener, 1)
+    assert status.phase == "error" and "0x8005 communication (connection to module 1 was lost)" in status.message
+    assert len(pixels_of(listener, 0)) == 5 and len(pixels_of(listener, 1)) == 20
+    assert status.modules[0].missing_numbers == [[5, 19]]
+
+
+def test_a_unit_that_goes_deaf(make, fake):
+    client = make(options={"deaf": 0.5})
+    set_up(client, 2000, shutter_time=10.0)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 2000)
+        client.start()
+        fake.tell("deaf", 1)
+        status = over(client, listener, 1)
+        assert status.phase == "error" and "the unit does not tell of its modules" in status.message
+        fake.tell("deaf", 0)
+        wait_for(lambda: client.status().modules[0].ready, LONG)
+        client.reset()
+        set_up(client, 5)
+        arm(client, 2, "", 5)
+        client.start()
+        assert over(client, listener, 2).phase == "done"
+
+
+@pytest.mark.parametrize("skip_zero", [0, 1])
+def test_frames_after_the_roll_over_of_the_counter(make, skip_zero):
+    """33 554 430 frames are asked for, the most in DUAL; those before the roll-over are lost but for the last."""
+    begin, count = (1 << 24) - 10, 40
+    client = make(first_number=begin, skip_zero=skip_zero, shared_dual=0)
+    set_up(client, count // 2, counter_mode="DUAL")
+    total = 2 * ((1 << 24) - 1)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", total)
+        client.start()
+        wait_for(lambda: len(listener.frames()) == 2 * count, LONG)
+        client.stop()
+        status = over(client, listener, 1)
+    assert sorted(pixels_of(listener, 1)) == [*range(begin - 1, begin - 1 + count)]
+    assert status.modules[1].missing_numbers == [[0, begin - 2]]
+    assert status.modules[1].foreign == 0
+
+
+def test_a_frame_too_many(make):
+    """An edge too many, or fewer frames expected than were set: told, and not sent."""
+    client = make()
+    set_up(client, 6)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 5)
+        client.start()
+        status = over(client, listener, 1)
+        assert (status.phase, status.frames) == ("done", 5)
+        arm(client, 2, "", 6)
+        client.start()
+        assert over(client, listener, 2).frames == 6
+    assert {f.number for f in listener.frames(1)} == {*range(5)}
+    assert {f.number for f in listener.frames(2)} == {*range(6)}
+
+
+def test_frames_of_another_size(make):
+    client = make(cut=[0, 100])
+    set_up(client, 5)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 5)
+        client.start()
+        status = over(client, listener, 1)
+    assert status.phase == "error"
+    assert "a frame has 3996 bytes, 4096 are those of 32 x 64 uint16; was the unit set up by another" in status.message
+    assert len(pixels_of(listener, 0)) == 5 and not pixels_of(listener, 1)
+
+
+# --- before the first frame ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ("unready", "lambda/2 is not ready, after 0.3 s"),
+        ("unsettled", "lambda/2 its high voltage is not settled, after 0.3 s"),
+        ("no_ram", "lambda/2 its RAM is not allocated, after 0.3 s"),
+    ],
+)
+def test_a_module_that_is_not_ready(make, fake, fault, words):
+    client = make()
+    set_up(client)
+    fake.tell(fault, 1, 1)
+    with Listener(client.endpoints()) as listener:
+        with pytest.raises(HardwareError, match=words):
+            arm(client, 1, "", 20, ready_limit=0.3)
+        assert not listener.started(1)
+        assert client.status().phase == "error"
+        threading.Timer(0.3, lambda: fake.tell(fault, 0, 1)).start()
+        arm(client, 2, "", 20)
+        client.start()
+        assert over(client, listener, 2).phase == "done"
+
+
+def test_modules_settle_before_the_first_exposure(make):
+    client = make()
+    set_up(client)
+    client.set("voltage", 298.0, 1)
+    assert (client.get("voltage", 0), client.get("voltage", 1)) == (0, 298)
+    with pytest.raises(HardwareError, match="module 2 is not of this unit"):
+        client.get("voltage", 2)
+    with pytest.raises(HardwareError, match="set: humidity is not one of voltage"):
+        client.set("humidity", 3.0, 0)
+
+
+def test_without_thresholds_nothing_is_armed(make):
+    client = make(cold=1)
+    client.begin_configure({"n_frames": 5})
+    client.wait_configured()
+    with pytest.raises(HardwareError, match="no thresholds are set since power-up: it would count noise"):
+        arm(client, 1, "", 5)
+    set_up(client, 5)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 2, "", 5)
+        client.start()
+        assert over(client, listener, 2).phase == "done"
+
+
+def test_a_start_that_is_ignored(make, fake):
+    client = make(options={"start": 0.3})
+    set_up(client, 5)
+    fake.tell("ignore_start", 1)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 5)
+        with pytest.raises(HardwareError, match="lambda/1, lambda/2 did not begin, the start was ignored, after 0.3 s"):
+            client.start()
+        assert over(client, listener, 1).phase == "error"
+        fake.tell("ignore_start", 0)
+        arm(client, 2, "", 5)
+        client.start()
+        assert over(client, listener, 2).phase == "done"
+
+
+def test_a_start_that_is_refused(make, fake):
+    client = make()
+    set_up(client, 5)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 5)
+        fake.tell("refuse_start", 0x8014)
+        with pytest.raises(HardwareError, match="start: libxsp: start: 0x8014 failure .start failed on module 1"):
+            client.start()
+        assert over(client, listener, 1).phase == "error"
+        fake.tell("refuse_start", 0)
+        arm(client, 2, "", 5)
+        client.start()
+        assert over(client, listener, 2).phase == "done"
+
+
+def test_only_one_frame_per_trigger(make):
+    client = make(max_per_trigger=1)
+    with pytest.raises(HardwareError, match="setting frames_per_trigger to 4: 0x8042 not supported"):
+        set_up(client, frames_per_trigger=4)
+    assert client.status().phase == "error"
+    assert set_up(client, frames_per_trigger=1)["frames_per_trigger"] == 1
+
+
+def test_settings_that_cannot_be(make, fake):
+    client = make()
+    with pytest.raises(HardwareError, match="configure: shutter: not one of bit_depth"):
+        client.begin_configure({"shutter": 1.0})
+    with pytest.raises(HardwareError, match="exposure is not a number|thresholds is .*, not a number"):
+        client.begin_configure({"thresholds": {"low": 5}})
+    with pytest.raises(HardwareError, match="0x804a argument out of range"):
+        set_up(client, shutter_time=-5.0)
+    with pytest.raises(HardwareError, match="frames_per_start is 3, no part of 20 frames"):
+        arm(client, 1, "", 20, frames_per_start=3)
+    with pytest.raises(HardwareError, match="an image of 1 modules; those of this unit are 0 to 1"):
+        arm(client, 1, "", 20, modules=1)
+
+
+def test_what_is_as_wanted_is_left_alone(make, fake):
+    """Setting the bit depth again would allocate all memory anew."""
+    client = make()
+    set_up(client, 5)
+    fake.tell("refuse_set", 0x8013)
+    set_up(client, 5)
+    with pytest.raises(HardwareError, match="n_frames"):
+        set_up(client, 6)
+
+
+def test_without_a_receiver_nothing_is_armed(make):
+    client = make()
+    set_up(client, 5)
+    with pytest.raises(HardwareError, match="lambda/1: no receiver connected to tcp.*lambda/2: no receiver"):
+        arm(client, 1, "", 5, receiver_limit=0.2)
+    with Listener(client.endpoints()[:1]) as listener:
+        with pytest.raises(HardwareError, match="lambda/2: no receiver connected"):
+            arm(client, 2, "", 5, receiver_limit=0.5)
+        wait_for(lambda: listener.ended(2), LONG, "the end of what was begun")
+    with Listener(client.endpoints()) as listener:
+        arm(client, 3, "", 5)
+        client.start()
+        assert over(client, listener, 3).phase == "done"
+
+
+# --- stop ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_sends_what_is_there(make, fake):
+    client = make()
+    set_up(client, 100_000)
+    client.stop()
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 100_000)
+        client.start()
+        wait_for(lambda: client.status().frames > 10, LONG)
+        client.stop()
+        client.stop()
+        status = over(client, listener, 1)
+        made = [fake.get("made", k) for k in range(2)]
+        assert (status.phase, status.message) == ("done", "")
+        assert [len(pixels_of(listener, k)) for k in range(2)] == made
+        given_back(fake)
+        arm(client, 2, "", 100_000)
+        client.stop()
+        assert over(client, listener, 2).phase == "done"
+        assert not listener.frames(2)
+        set_up(client, 3)
+        arm(client, 3, "", 3)
+        client.start()
+        assert over(client, listener, 3).frames == 3
+
+
+def test_a_stop_while_the_receiver_is_waited_for(make):
+    client = make()
+    set_up(client, 5)
+    arm(client, 1, "", 5, wait=False, receiver_limit=60)
+    wait_for(lambda: client.status().phase == "arming")
+    client.stop()
+    with pytest.raises(HardwareError, match="stopped before a receiver had taken the start message"):
+        client.wait_armed(LONG)
+    assert client.wait_over(LONG).phase == "error"
+
+
+def test_a_stop_while_a_module_is_waited_for(make, fake):
+    client = make()
+    set_up(client, 5)
+    fake.tell("unsettled", 1, 0)
+    arm(client, 1, "", 5, wait=False, ready_limit=600)
+    client.stop()
+    with pytest.raises(HardwareError, match="stopped; lambda/1 its high voltage is not settled"):
+        client.wait_armed(LONG)
+
+
+def test_a_stop_while_triggers_are_waited_for(make, fake):
+    client = make()
+    set_up(client, 5, trigger_mode="EXT_SEQUENCE")
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 5)
+        client.start()
+        client.stop()
+        status = over(client, listener, 1)
+    assert (status.phase, status.frames) == ("done", 0)
+
+
+# --- the receiver ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lazy_receiver(endpoints):
+    """Takes one message of each at first, then what it is asked for."""
+    with zmq.Context() as context:
+        sockets = [context.socket(zmq.PULL) for _ in endpoints]
+        for socket, endpoint in zip(sockets, endpoints, strict=True):
+            socket.linger, socket.rcvhwm, socket.rcvbuf = 0, 1, 4096
+            socket.connect(endpoint)
+        try:
+            yield sockets
+        finally:
+            for socket in sockets:
+                socket.close()
+
+
+def test_a_slow_receiver_fills_the_ring_and_gets_every_pixel_of_what_was_kept(make, fake):
+    """Frames of 1 MB do not hide in the kernel's buffers. Nothing that waits is overwritten."""
+    client = make(1, ring=40, width=1024, height=512, options={"memory": 16 << 20})
+    set_up(client, 200)
+    with lazy_receiver(client.endpoints()) as (socket,):
+        arm(client, 1, "", 200, modules=1)
+        client.start()
+        wait_for(lambda: module(client).blocked, LONG)
+        wait_for(lambda: fake.get("made") == 200, LONG)
+        assert fake.get("overflowed") > 100, "what finds no room in the ring is lost"
+        assert client.status().phase == "running"
+        numbers = []
+        while (head := json.loads((parts := socket.recv_multipart())[0]))["htype"] != "series_end":
+            if head["htype"] == "image":
+                pixels = np.frombuffer(parts[1], np.uint16).reshape(512, 1024)
+                assert (pixels == image(0, head["frame"] + 1, (512, 1024))).all()
+                numbers.append(head["frame"])
+        status = client.wait_over(LONG)
+    assert (status.modules[0].sent, status.modules[0].missing) == (len(numbers), 200 - len(numbers))
+    assert len(numbers) == 200 - fake.get("overflowed")
+    given_back(fake, 1)
+
+
+def test_a_stop_gives_up_on_a_receiver_that_takes_nothing(make, fake):
+    client = make(1, ring=40, width=1024, height=512, options={"memory": 16 << 20, "stop": 0.5})
+    set_up(client, 200)
+    with lazy_receiver(client.endpoints()):
+        arm(client, 1, "", 200, modules=1)
+        client.start()
+        wait_for(lambda: module(client).blocked, LONG)
+        client.stop()
+        status = client.wait_over(LONG)
+        assert status.phase == "error" and "did not come to an end after a stop" in status.message
+    with Listener(client.endpoints()) as listener:
+        set_up(client, 5)
+        arm(client, 2, "", 5, modules=1)
+        client.start()
+        status = over(client, listener, 2, 1)
+        assert (status.phase, status.modules[0].sent) == ("done", 5)
+    wait_for(lambda: fake.get("released") == fake.get("taken"), LONG)
+
+
+def test_a_receiver_that_goes_and_comes_again(make, fake):
+    """What it had not read is lost, and the frames are back in the ring; the next receiver gets those after it."""
+    client = make(1, ring=300)
+    set_up(client, 100_000)
+    with Listener(client.endpoints()):
+        arm(client, 1, "", 100_000, modules=1)
+        client.start()
+        wait_for(lambda: client.status().frames > 20, LONG)
+    wait_for(lambda: module(client).blocked, LONG)
+    with Listener(client.endpoints()) as listener:
+        wait_for(lambda: len(listener.frames()) > 20, LONG)
+        client.stop()
+        assert over(client, listener, 1, 1).phase == "done"
+    for frame in listener.frames():
+        assert (np.frombuffer(frame.data, np.uint16).reshape(SHAPE) == image(0, frame.number + 1)).all()
+    given_back(fake, 1)
+
+
+def test_an_end_in_the_middle_of_a_series_tells_the_receiver(path, tmp_path, fake):
+    with unit(path, config(tmp_path)) as client:
+        set_up(client, 100_000)
+        with Listener(client.endpoints()) as listener:
+            arm(client, 1, "", 100_000)
+            client.start()
+            wait_for(lambda: len(listener.frames()) > 20, LONG)
+            client.close()
+            wait_for(lambda: sum(isinstance(m, SeriesEnd) for m in listener.messages) == 2, LONG)
+    assert fake.get("left_out") == 0
+
+
+# --- as a program ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def program(library, config_file, *options):
+    """(process, address of its orders)"""
+    where = ["--stream", "127.0.0.1:0", "--control", "127.0.0.1:0"]
+    command = [*PROGRAM, "--libxsp", str(library), "--config", config_file, *where, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        said = process.stdout.readline()
+        assert "orders: tcp://127.0.0.1:" in said, said or process.stderr.read()
+        yield process, said
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=LONG)
+
+
+def test_a_process_that_is_told_what_to_do(path, tmp_path):
+    with program(path, config(tmp_path, lose_one=[3, 0]), "--first", "1") as (process, said):
+        with LambdaUnit(said.rpartition(" ")[2].strip(), 1.0) as client:
+            assert said.startswith("lambda/1, lambda/2: tcp://127.0.0.1:")
+            about = client.ping()
+            assert (about["program"], about["pid"], about["first"]) == ("stream-lambda", process.pid, 1)
+            assert [m.shape for m in client.describe().modules] == [SHAPE, SHAPE]
+            set_up(client, 50)
+            with running(tmp_path, *client.endpoints()) as engine:
+                arm(client, 1, "a.h5", 50, modules=3)
+                wait_opened(engine, 1)
+                with LambdaUnit(said.rpartition(" ")[2].strip(), LONG) as other:
+                    with pytest.raises(HardwareError, match="stop: .* has control, heard of"):
+                        other.stop()
+                    assert other.status().phase == "armed", "everybody may ask"
+                client.start()
+                status = client.wait_over(LONG)
+                assert (status.phase, status.message) == ("done", "lambda/1: 1 of 50 frames missing: 2")
+                assert wait_closed(engine, 1).missing == 50, "there is no module 0 here"
+            with h5py.File(tmp_path / "a.h5") as file:
+                for number, pixels in enumerate(file[DATASET]):
+                    assert (pixels[2] == image(1, number + 1)).all()
+                    assert (pixels[1] == (0 if number == 2 else image(0, number + 1))).all()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(LONG) == 0
+            with pytest.raises(HardwareError, match="does not answer within 1 s; does stream-lambda run"):
+                client.status()
+
+
+def test_a_process_whose_detector_comes_later(path, tmp_path):
+    later = tmp_path / "system.yml"
+    with program(path, str(later)) as (_, said):
+        assert said.startswith("no modules (libxsp: opening ")
+        with LambdaUnit(said.rpartition(" ")[2].strip()) as client:
+            assert client.endpoints() == [] and client.status().phase == "error"
+            with pytest.raises(HardwareError, match="2 configuration .*No such file"):
+                client.describe()
+            config(tmp_path, 3)
+            assert len(client.describe().modules) == 3
+            assert (len(client.endpoints()), client.status().phase) == (3, "idle")
+
+
+def test_a_process_that_cannot_begin(path, tmp_path, capsys):
+    for options, words in (
+        (["--libxsp", "a.so", "--first", "-1"], "--first is a number from 0"),
+        (["--libxsp", "a.so", "--control", "9009"], "'9009' is not like 127.0.0.1:9010"),
+        ([], "one of the arguments --xspd --libxsp is required"),
+    ):
+        with pytest.raises(SystemExit):
+            main(options)
+        assert words in capsys.readouterr().err
+    with zmq.Context() as context, context.socket(zmq.REP) as other:
+        port = other.bind_to_random_port("tcp://127.0.0.1")
+        line = [*PROGRAM, "--libxsp", str(path), "--stream", "127.0.0.1:0", "--control", f"127.0.0.1:{port}"]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=LONG)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"Error: cannot listen at tcp://127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_orders_that_are_none(path, tmp_path):
+    with program(path, config(tmp_path)) as (_, said), zmq.Context() as context:
+        with context.socket(zmq.REQ) as line:
+            line.linger = 0
+            line.connect(said.rpartition(" ")[2].strip())
+            for request, words in (
+                (b"hello", "the request is not JSON"),
+                (b"[1]", "a request is a JSON object"),
+                (b'{"command": "fly", "client": "a"}', "command is 'fly', known are arm, configure, describe"),
+                (b'{"command": "stop"}', "stop: who are you"),
+                (b'{"command": "arm", "client": "a", "nframes": 0}', "nframes is 0, not a whole number from 1"),
+                (b'{"command": "get", "client": "a", "name": "colour"}', "get: colour is not one of bit_depth"),
+                (b'{"command": "stop", "client": "a", "hard": 1}', "stop: unknown key hard"),
+                (b'{"command": "set", "client": "a", "name": "n_frames", "value": null}', "value is None"),
+            ):
+                line.send(request)
+                assert line.poll(1000 * LONG)
+                reply = json.loads(line.recv())
+                assert reply["ok"] is False and words in reply["error"], reply
