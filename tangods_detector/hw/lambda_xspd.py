@@ -90,12 +90,13 @@ class LambdaXspd(LambdaSystem):
         self._voltages: dict[str, Voltage] = {}
         self._with_voltage: frozenset[str] = frozenset()
         self._allocating = True
-        self._acquisition: Acquisition | None = None  # that of the next start, as long as nothing is set
+        self._last: dict[str, Any] = {}  # what was read or set last, by path
 
     # --- the link ----------------------------------------------------------------------------------------------------
 
     def connect(self) -> Description:
         self.close()
+        self._last.clear()
         self._connection = Connection(self._host, self._port, self._options.timeout, what="xspd")
         try:
             self._library = f"xspd {self._ask('/api').get('xspd version', '')}".strip()
@@ -151,30 +152,31 @@ class LambdaXspd(LambdaSystem):
 
     def describe(self) -> Description:
         modules = tuple(self._described(source) for source in self._sources)
-        self._acquisition = None
         return Description(self._detector, self._library, modules, self._whole("bit_depth"))
 
     def _described(self, source: Source) -> Module:
         single = len(source.modules) == 1
+        if f"{source.ref}/compressor" in self._known:
+            self._read(f"{source.ref}/compressor")
         first = source.modules[0]
-        chips = [chip for name in source.modules for chip in self._read(f"{name}/chip_ids")]
+        chips = [chip for name in source.modules for chip in self._known_value(f"{name}/chip_ids")]
         features = [self._features(name) for name in source.modules]
-        x, y, *_ = self._read(f"{first}/position") if single else (0.0, 0.0)
+        x, y, *_ = self._known_value(f"{first}/position") if single else (0.0, 0.0)
         return Module(
             name=source.ref,
             shape=self._shape(source),
             x=float(x),
             y=float(y),
-            rotation=_in_plane(self._read(f"{first}/rotation")) if single else 0.0,
+            rotation=_in_plane(self._known_value(f"{first}/rotation")) if single else 0.0,
             serial_number=chips[0] if chips else "",
-            firmware=str(self._read(f"{first}/firmware_version")),
+            firmware=str(self._known_value(f"{first}/firmware_version")),
             features=Feature(int(np.bitwise_and.reduce([int(f) for f in features]))),
             chip_ids=tuple(chips),
         )
 
     def _features(self, name: str) -> Feature:
         told = Feature(0)
-        for word in self._read(f"{name}/features"):
+        for word in self._known_value(f"{name}/features"):
             told |= FEATURES.get(word, Feature(0))
         if told & Feature.HV:
             self._with_voltage |= {name}
@@ -205,10 +207,9 @@ class LambdaXspd(LambdaSystem):
             return
         else:
             paths = self._paths(name)
-        self._acquisition = None
         self._allocating |= name in RESIZING
         for path in paths:
-            self._there.put_query(self._path("variables"), path=path, value=text)
+            self._last[path] = _value_in(self._there.put_query(self._path("variables"), path=path, value=text), path)
 
     def _of(self, name: str) -> Value:
         if name == "frames_per_trigger" and f"{self._detector}/{name}" not in self._known:
@@ -240,22 +241,28 @@ class LambdaXspd(LambdaSystem):
 
     def start(self) -> None:
         frames = self._there_frames
-        acquisition = self._acquisition = self._acquisition or self._planned()
         frames.forget()
-        frames.begin(acquisition)
+        frames.begin(self._planned())
         self._there.command(self._path("commands"), path="start")
 
     def _planned(self) -> Acquisition:
-        """What xspd is set to."""
-        itemsize = np.dtype(DTYPES[self._whole("bit_depth")]).itemsize
-        counters = 2 if self._of("counter_mode") == "DUAL" else 1
-        paced = self._of("trigger_mode") != "EXT_FRAMES" and self._of("gating_mode") != "ON"
+        """What xspd is set to, as was read or set last."""
+        names = ("bit_depth", "counter_mode", "trigger_mode", "gating_mode", "n_frames", "shutter_time")
+        now = {name: self._known_value(f"{self._detector}/{name}") for name in names}
+        itemsize = np.dtype(DTYPES[now["bit_depth"]]).itemsize
+        counters = 2 if now["counter_mode"] == "DUAL" else 1
+        paced = now["trigger_mode"] != "EXT_FRAMES" and now["gating_mode"] != "ON"
         return Acquisition(
-            frames=self._whole("n_frames") * counters,
-            period=float(self._read(f"{self._detector}/shutter_time")) / 1000 if paced else None,
+            frames=now["n_frames"] * counters,
+            period=now["shutter_time"] / 1000 if paced else None,
             counters=counters,
-            compressor=[self._compressor(source) for source in self._sources],
-            nbytes=[rows * columns * itemsize for rows, columns in map(self._shape, self._sources)],
+            compressor=[str(self._last.get(f"{source.ref}/compressor", "none")) for source in self._sources],
+            nbytes=[rows * columns * itemsize for rows, columns in map(self._last_shape, self._sources)],
+        )
+
+    def _last_shape(self, source: Source) -> tuple[int, int]:
+        return int(self._known_value(f"{source.name}/frame_height")), int(
+            self._known_value(f"{source.name}/frame_width")
         )
 
     def _shape(self, source: Source) -> tuple[int, int]:
@@ -267,16 +274,13 @@ class LambdaXspd(LambdaSystem):
             raise HardwareError(f"{name}: xspd tells {value!r}, which is not int")
         return value
 
-    def _compressor(self, source: Source) -> str:
-        path = f"{source.ref}/compressor"
-        return str(self._read(path)) if path in self._known else "none"
-
     def stop(self) -> None:
         self._there.command(self._path("commands"), path="stop")
 
     def reset(self) -> None:
         self._there.command(self._path("commands"), path="reset")
-        self._allocating, self._acquisition = True, None
+        self._allocating = True
+        self._last.clear()
         self._voltages.clear()
 
     def status(self) -> tuple[ModuleStatus, ...]:
@@ -361,10 +365,18 @@ class LambdaXspd(LambdaSystem):
         return self._there.read(path)
 
     def _read(self, path: str) -> Any:
-        answer = self._there.read(self._path("variables"), path=path)
-        if not isinstance(answer, dict) or "value" not in answer:
-            raise HardwareError(f"{path}: xspd answers {answer!r}, which has no value")
-        return answer["value"]
+        value = self._last[path] = _value_in(self._there.read(self._path("variables"), path=path), path)
+        return value
+
+    def _known_value(self, path: str) -> Any:
+        """Of what does not change by itself."""
+        return self._last[path] if path in self._last else self._read(path)
+
+
+def _value_in(answer: Any, path: str) -> Any:
+    if not isinstance(answer, dict) or "value" not in answer:
+        raise HardwareError(f"{path}: xspd answers {answer!r}, which has no value")
+    return answer["value"]
 
 
 def host_and_port(address: str) -> tuple[str, int]:

@@ -1,7 +1,7 @@
 """xspd's data ports: a thread that fetches frames as they come, so that no PUB socket drops any, and counts them.
 
-A header tells only the lowest eight bits of a frame's number. What is lost in a row beyond that shows in the time that
-went by, and in what the other ports have sent meanwhile."""
+A header tells only the lowest eight bits of a frame's number. Where more are lost in a row, the time that went by tells
+how many, and what the other ports have sent meanwhile: to half a turn, which is 128 frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import zmq
 
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 TURN = 256  # numbers come modulo this
 HEADER = 4  # bytes that are known
 LOOK = 50  # ms between two looks at what is asked of the thread
-SURE = 0.25  # of a turn that the time may be wrong by
+SEEN = 32  # frames after which the pace that is seen counts
+LATE = 2.0  # times as many frames as went by may have been lost at the beginning
 JOIN_LIMIT = 5.0  # s
 
 
@@ -44,45 +45,43 @@ class Acquisition:
 
 @dataclass
 class Port:
-    """Where one port is in the numbers of an acquisition, from 1; 0 before its first frame."""
+    """Where a port is in the numbers of an acquisition, from 1; 0 before its first frame. Its frames come in order."""
 
     last: int = 0
     at: float = 0.0  # when that came
+    first: int = 0  # the first that came
+    begun: float = 0.0  # and when
     shift: int = 0  # of the unit's counter, where that did not begin at 1
     waiting: deque[tuple[int, int, int, Any]] = field(default_factory=deque)  # number, trigger, status, pixels
     nbytes: int = 0  # of what waits
 
     def place(self, low: int, now: float, acquisition: Acquisition, latest: int) -> int:
         """The number whose lowest bits came; `latest` that any port is at."""
-        low = (low - self.shift) % TURN
-        step = (low - self.last) % TURN
-        if step == 0:
-            turns = 1 if acquisition.counters == 1 and self._passed(now, acquisition, latest, TURN) >= 1 else 0
-            number = self.last + turns * TURN
-        elif step == 1:
-            number = self.last + 1
-        else:
-            passed = self._passed(now, acquisition, latest, step)
-            number = self.last + step + max(0, int(passed)) * TURN
-            if not self.last and (number > acquisition.frames or passed < -SURE - 0.5):
-                self.shift = step - 1  # it did not begin at 1
-                number = 1
-        self.last, self.at = number, now
-        return number
+        step = (low - self.shift - self.last) % TURN
+        went_by = self._went_by(now, acquisition, latest)
+        if step == 0 and (acquisition.counters > 1 or went_by < TURN / 2):
+            return self.last  # both counters have it, or it came again
+        if step != 1:
+            room = max(0, acquisition.frames - self.last - step) // TURN
+            step += min(max(0, round((went_by - step) / TURN)), room) * TURN
+            if not self.last and step > min(acquisition.frames, LATE * went_by + SEEN):
+                self.shift, step = step - 1, 1  # it did not begin at 1
+        self.last, self.at = self.last + step, now
+        if not self.first:
+            self.first, self.begun = self.last, now
+        return self.last
 
-    def _passed(self, now: float, acquisition: Acquisition, latest: int, step: int) -> float:
-        """Whole turns that went by besides `step` frames; below 0: there was not even time for these."""
-        if acquisition.period:
-            frames = (now - self.at) / acquisition.period * acquisition.counters
-        else:
-            frames = latest - self.last
-        return (frames - step) / TURN + SURE
-
-
-class Refused(NamedTuple):
-    """A message that is no frame."""
-
-    words: str
+    def _went_by(self, now: float, acquisition: Acquisition, latest: int) -> float:
+        """About so many frames since the last that came: by what other ports are at, and by the time. The dead time
+        between frames is not known, so the pace is that of the frames that came."""
+        others = float(latest - self.last)
+        if not acquisition.period:
+            return others
+        pace = acquisition.period / acquisition.counters
+        if self.last - self.first >= SEEN:
+            pace = max(pace, (self.at - self.begun) / (self.last - self.first))
+        by_time = (now - self.at) / pace
+        return (by_time + others) / 2 if others > TURN / 2 else by_time
 
 
 class Frames:
@@ -133,7 +132,7 @@ class Frames:
         with self._changed:
             self._problem, self.dropped = "", 0
             for port in self._ports:
-                port.last, port.at, port.shift = 0, now, 0
+                port.last, port.at, port.first, port.begun, port.shift = 0, now, 0, now, 0
             self._acquisition = acquisition
 
     def next(self, position: int, timeout: float) -> RawFrame | None:
