@@ -72,6 +72,7 @@ class Run(threading.Thread):
         self._phase, self._message, self._blocked, self._frames = Phase.IDLE, "", False, 0
         self._firing = threading.Lock()  # guards the three below
         self._fired = 0  # software triggers that were accepted
+        self._each = 0  # frames of each edge or gate; 0: none are waited for
         self._to_fire = 0  # more of ours that a burst needs
         self._fired_at = 0.0
         self.bound: Future[str] = Future()
@@ -136,12 +137,7 @@ class Run(threading.Thread):
 
     @property
     def status(self) -> Status:
-        running, settings = self._running, None
-        if running is not None:
-            settings = running[0].series.settings
-        triggers = self._fired
-        if settings is not None and settings.trigger_mode.value.startswith("EXTERNAL"):
-            triggers = -(-self.numbers.next // settings.frames_per_start)
+        triggers = -(-self.numbers.next // self._each) if self._each else self._fired
         blocked = self._blocked or (self._streamer is not None and self._streamer.blocked)
         return Status(self._phase, self._frames, triggers, self._message, blocked)
 
@@ -165,6 +161,9 @@ class Run(threading.Thread):
         assert streamer is not None
         self.numbers, self._message, self._frames, self._blocked = Numbers(), "", 0, False
         self._fired = self._to_fire = self.waiting = 0
+        settings = plan.series.settings
+        external = settings.trigger_mode not in (TriggerMode.INTERNAL, TriggerMode.SOFTWARE)
+        self._each = settings.frames_per_start if external else 0
         self._phase = Phase.ARMED
         try:
             self._ring.begin(TAKEN_LIMIT)
@@ -251,7 +250,7 @@ class Run(threading.Thread):
             code = waiter.wait(LOOK)
             if code in LOST:
                 numbers.told, told_at = numbers.told + 1, time.monotonic()
-            elif code not in (NO_ERROR, Code.TIMEOUT, Code.ABORT):
+            elif code not in (NO_ERROR, Code.TIMEOUT, Code.ABORT) and not self._abort.is_set():
                 raise DcamError("dcamwait_start", code)
             elif numbers.told and self._no_more_come(plan, told_at):
                 numbers.give_up_told()

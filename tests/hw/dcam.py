@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from tangods_detector.hw.hamamatsu import Hamamatsu
+from tangods_detector.hw.hamamatsu_options import HamamatsuOptions
+from tangods_detector.settings import Settings
 from tangods_detector.simulators.build import build
 from tangods_receiver import codecs
 from tangods_receiver.protocol import Frame
@@ -44,6 +50,35 @@ class Fake:
     def reset(self) -> None:
         self.tell("reset")
         self.tell("plug")
+
+
+@lru_cache
+def _fake() -> Fake:
+    return Fake()
+
+
+@contextmanager
+def fresh() -> Iterator[Fake]:
+    """The library as at the beginning; AssertionError: something of it is left when the test is over."""
+    fake = _fake()
+    fake.reset()
+    yield fake
+    fake.reset()
+    assert fake.get("allocated") == 0, "buffers, waits or threads of the library are left"
+
+
+@contextmanager
+def connected(fake: Fake, serial: str, buffer_bytes: int = 64_000_000, **options: Any) -> Iterator[Hamamatsu]:
+    backend = Hamamatsu(HamamatsuOptions(fake.path, serial, buffer_bytes=buffer_bytes, **options))
+    try:
+        backend.connect()
+        yield backend
+    finally:
+        backend.close()
+
+
+def small(serial: str, **more: Any) -> Settings:
+    return Settings(exposure(serial, 0.002), n_frames_per_trigger=5, roi=(64, 32, 128, 64), **more)
 
 
 def code(name: int) -> float:
