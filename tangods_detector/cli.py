@@ -335,6 +335,29 @@ def eiger(failures: str, bit_depth: str, **options: Any) -> None:
         stop.wait()
 
 
+@simulate.command("andor")
+@click.option("--folder", required=True, type=click.Path(path_type=Path), help="Where the library is put.")
+@click.option(
+    "--camera",
+    "cameras",
+    multiple=True,
+    metavar="MODEL SERIAL",
+    help="zyla, zyla42, balor, marana or sona; repeatable.",
+)
+@click.option("--tell", "commands", multiple=True, help="To the Detector that uses it, such as 'edge 10'; repeatable.")
+def libatcore(folder: Path, cameras: tuple[str, ...], commands: tuple[str, ...]) -> None:
+    """Andor's SDK3 without a camera: makes a libatcore.so in FOLDER and prints its path, for the option library.
+
+    With --tell nothing is made. simulators/fake_atcore.c lists what can be told: edges, faults, temperature."""
+    from tangods_detector.simulators import andor
+
+    if commands:
+        for words in commands:
+            andor.tell(folder / andor.NAME, words)
+        return
+    console.print(str(andor.make(folder.absolute(), cameras or ("zyla SIM-1",))), markup=False)
+
+
 @simulate.command()
 @click.option("--model", default="2M", show_default=True, help="6M, 2M, 1M, 300K, 300K-W, 200K or 100K.")
 @click.option(

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from tangods_detector.hw.base import Backend
 
 BACKENDS = {
+    "andor": "tangods_detector.hw.andor:Andor",
     "eiger": "tangods_detector.hw.eiger:Eiger",
+    "lambda": "tangods_detector.hw.xlambda:XLambda",
     "pilatus": "tangods_detector.hw.pilatus:Pilatus",
     "simulator": "tangods_detector.hw.simulator:Simulator",
 }

@@ -20,9 +20,9 @@
  *   calm                      what was injected is over
  *   report                    counts into the file `<this library>.report`
  *
- * Pixel (x, y) of the sensor is (37 x + 1031 y) modulo 2^depth; of binned pixels the first. The first four pixels of the
- * first and of the last row are: number of the exposure (low 12 bits, high 12 bits), 0xACE, 0x5A5. A buffer that is
- * queued again loses these four at once, so that whoever still reads it is found out. Images are painted once for each
+ * Pixel (x, y) of the sensor is (37 x + 1031 y) modulo 2^depth; of binned pixels the first. The first four pixels of
+ * the first and of the last row are: number of the exposure (low 12 bits, high 12 bits), 0xACE, 0x5A5. A buffer that
+ * is queued again loses these at once, so that whoever still reads it is found out. Images are painted once for each
  * buffer, as a camera's DMA takes no processor time. */
 
 #define _GNU_SOURCE
@@ -170,7 +170,8 @@ static void add_bool(struct camera *c, const wchar_t *name, int value, int writa
     add(c, name, BOOL, writable)->value = value;
 }
 
-static void add_enum(struct camera *c, const wchar_t *name, const wchar_t *const *items, unsigned available, int writable)
+static void add_enum(struct camera *c, const wchar_t *name, const wchar_t *const *items, unsigned available,
+                     int writable)
 {
     struct feature *f = add(c, name, ENUM, writable);
     f->items = items, f->available = available;
@@ -250,9 +251,16 @@ static void follow(struct camera *c)
     f = find(c, L"FrameRate"), f->least = 0.0005;
     f->most = 1 / (int_of(c, L"Overlap") && !global ? fmax(exposure, readout) : exposure + (global ? 2 : 1) * readout);
     f->real = clip(f->real, f->least, f->most);
+    f->writable = is(c, L"TriggerMode", L"Internal") || is(c, L"TriggerMode", L"External Start") ? 2 : 0;
     find(c, L"MaxInterfaceTransferRate")->real = 1.7e9 / (double)size;
-    f = find(c, L"FrameRate"), f->writable = is(c, L"TriggerMode", L"Internal") || is(c, L"TriggerMode", L"External Start") ? 2 : 0;
 }
+
+/* In a function, for as long as the library is there. */
+#define WORDS(...)                                                                                                     \
+    ({                                                                                                                 \
+        static const wchar_t *const words[] = {__VA_ARGS__, NULL};                                                     \
+        words;                                                                                                         \
+    })
 
 static struct camera *make_camera(const struct model *m, const char *serial)
 {
@@ -271,19 +279,21 @@ static struct camera *make_camera(const struct model *m, const char *serial)
     add_int(c, L"SensorHeight", m->height, 1, m->height, 0);
     add_float(c, L"PixelWidth", m->pixel, 0, 100, 0);
     add_float(c, L"PixelHeight", m->pixel, 0, 100, 0);
-    add_enum(c, L"TriggerMode", TRIGGERS, m->triggers, 1);
-    add_enum(c, L"CycleMode", LIST(L"Fixed", L"Continuous"), 3, 1);
+    add_enum(c, L"TriggerMode",
+             WORDS(L"Internal", L"External Start", L"External Exposure", L"Software", L"Advanced", L"External"),
+             m->triggers, 1);
+    add_enum(c, L"CycleMode", WORDS(L"Fixed", L"Continuous"), 3, 1);
     if (m->global)
-        add_enum(c, L"ElectronicShutteringMode", LIST(L"Rolling", L"Global"), 3, 1);
+        add_enum(c, L"ElectronicShutteringMode", WORDS(L"Rolling", L"Global"), 3, 1);
     else
-        add_enum(c, L"ElectronicShutteringMode", LIST(L"Rolling"), 1, 1);
+        add_enum(c, L"ElectronicShutteringMode", WORDS(L"Rolling"), 1, 1);
     add_enum(c, m->gain, m->gains, ~0u, 1);
     add_enum(c, L"PixelReadoutRate", m->rates, m->rates_available, 1);
-    add_enum(c, L"PixelEncoding", LIST(L"Mono12", L"Mono12Packed", L"Mono16", L"Mono32"), 15, 1);
-    add_enum(c, L"BitDepth", LIST(L"12 Bit", L"16 Bit"), 3, 0);
+    add_enum(c, L"PixelEncoding", WORDS(L"Mono12", L"Mono12Packed", L"Mono16", L"Mono32"), 15, 1);
+    add_enum(c, L"BitDepth", WORDS(L"12 Bit", L"16 Bit"), 3, 0);
     add_float(c, L"BytesPerPixel", 2, 1.5, 4, 0);
     if (m->binning_list) {
-        add_enum(c, L"AOIBinning", LIST(L"1x1", L"2x2", L"3x3", L"4x4", L"8x8"), 31, 1);
+        add_enum(c, L"AOIBinning", WORDS(L"1x1", L"2x2", L"3x3", L"4x4", L"8x8"), 31, 1);
     } else {
         add_int(c, L"AOIHBin", 1, 1, 8, 1);
         add_int(c, L"AOIVBin", 1, 1, 8, 1);
@@ -303,8 +313,9 @@ static struct camera *make_camera(const struct model *m, const char *serial)
     add_float(c, L"MaxInterfaceTransferRate", 0, 0, 1e6, 0);
     add_bool(c, L"SensorCooling", 0, 1);
     add_float(c, L"SensorTemperature", 20, -100, 100, 0);
-    add_enum(c, L"TemperatureStatus", LIST(L"Cooler Off", L"Stabilised", L"Cooling", L"Drift", L"Not Stabilised", L"Fault"), 63, 0);
-    add_enum(c, L"FanSpeed", LIST(L"Off", L"Low", L"On"), 7, 1);
+    add_enum(c, L"TemperatureStatus",
+             WORDS(L"Cooler Off", L"Stabilised", L"Cooling", L"Drift", L"Not Stabilised", L"Fault"), 63, 0);
+    add_enum(c, L"FanSpeed", WORDS(L"Off", L"Low", L"On"), 7, 1);
     if (m->target)
         add_float(c, L"TargetSensorTemperature", m->target == 2 ? -5 : 0, m->target_min, m->target_max, m->target - 1);
     add_bool(c, L"MetadataEnable", 0, 1);
@@ -318,9 +329,9 @@ static struct camera *make_camera(const struct model *m, const char *serial)
     add_bool(c, L"StaticBlemishCorrection", 1, 1);
     add_bool(c, L"CameraAcquiring", 0, 0);
     add_int(c, L"BufferOverflowEvent", 0, 0, 1LL << 62, 0);
-    add_enum(c, L"EventSelector", LIST(L"ExposureEndEvent", L"BufferOverflowEvent"), 3, 2);
+    add_enum(c, L"EventSelector", WORDS(L"ExposureEndEvent", L"BufferOverflowEvent"), 3, 2);
     add_bool(c, L"EventEnable", 0, 2);
-    add_enum(c, L"AuxiliaryOutSource", LIST(L"FireRow1", L"FireRowN", L"FireAll", L"FireAny"), 15, 2);
+    add_enum(c, L"AuxiliaryOutSource", WORDS(L"FireRow1", L"FireRowN", L"FireAll", L"FireAny"), 15, 2);
     add(c, L"AcquisitionStart", COMMAND, 1);
     add(c, L"AcquisitionStop", COMMAND, 2);
     add(c, L"SoftwareTrigger", COMMAND, 2);
@@ -1037,7 +1048,8 @@ int AT_SetFloat(AT_H h, const AT_WC *name, double value)
 {
     ENTER(h, name, FLOAT);
     MAY_WRITE;
-    if (!(value >= f->least * (1 - 1e-9) && value <= f->most * (1 + 1e-9)) && !(f->least < 0 && value >= f->least && value <= f->most))
+    double slack = 1e-9 * fabs(value);
+    if (!(value >= f->least - slack && value <= f->most + slack))
         return leave(AT_ERR_OUTOFRANGE);
     keep_temperature();
     f->real = clip(value, f->least, f->most);
@@ -1241,7 +1253,7 @@ int AT_QueueBuffer(AT_H h, AT_U8 *data, int size)
         return leave(AT_ERR_INVALIDSIZE);
     if (c->queued.end - c->queued.begin >= QUEUE)
         return leave(AT_ERR_BUFFERFULL);
-    memset(data, 0xEE, 16);
+    memset(data, 0xEE, 6); /* three pixels, or four that are packed */
     c->queued.each[c->queued.end++ % QUEUE] = (struct buffer){data, size};
     return leave(0);
 }

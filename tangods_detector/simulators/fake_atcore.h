@@ -1,4 +1,4 @@
-/* Types and functions of Andor's SDK3 (libatcore), as its documentation has them: all functions return 0 or an error. */
+/* Types and functions of Andor's SDK3 (libatcore), as documented; all functions return 0 or an error. */
 
 #ifndef FAKE_ATCORE_H
 #define FAKE_ATCORE_H

@@ -1,5 +1,5 @@
-/* The cameras that fake_atcore.c pretends to have: what differs between them. Texts as vendor documents and other drivers
- * have them; where those are silent (GainMode of Balor, Marana, Sona) they are only like that. */
+/* The cameras that fake_atcore.c pretends to have: what differs between them. Texts as vendor documents and other
+ * drivers have them; where those are silent (GainMode of Balor, Marana, Sona) they are only like that. */
 
 #include <wchar.h>
 
@@ -14,7 +14,7 @@ struct model {
     const wchar_t *const *gains;
     const wchar_t *const *rates; /* the second takes twice as long, and so on */
     unsigned rates_available; /* bits */
-    unsigned triggers;        /* bits of TRIGGERS that are there */
+    unsigned triggers;        /* bits: Internal, External Start, External Exposure, Software, Advanced, External */
     int global, binning_list; /* has a global shutter; AOIBinning, else AOIHBin and AOIVBin */
     int step_x, step_y;       /* of the region's size, binned pixels */
     int target;               /* TargetSensorTemperature: 0 not there, 1 read only, 2 writable */
@@ -22,8 +22,6 @@ struct model {
     int clock;                /* Hz */
     int filter;               /* has SpuriousNoiseFilter */
 };
-
-#define TRIGGERS LIST(L"Internal", L"External Start", L"External Exposure", L"Software", L"Advanced", L"External")
 
 static const struct model MODELS[] = {
     {"zyla", L"ZYLA-5.5-CL10", 2560, 2160, 6.5, 9.25e-6, L"SimplePreAmpGainControl",
@@ -39,8 +37,8 @@ static const struct model MODELS[] = {
      LIST(L"High dynamic range (16-bit)", L"Fast speed (12-bit)"), LIST(L"100 MHz", L"180 MHz"), 3, 0x2d, 0, 1, 4, 2, 2,
      -45, 20, 100000000, 1},
     {"sona", L"SONA-4BV11", 2048, 2048, 11.0, 20.0e-6, L"GainMode",
-     LIST(L"High dynamic range (16-bit)", L"High well capacity (12-bit)"), LIST(L"100 MHz"), 1, 0x29, 0, 1, 4, 2, 2, -45,
-     20, 100000000, 1},
+     LIST(L"High dynamic range (16-bit)", L"High well capacity (12-bit)"), LIST(L"100 MHz"), 1, 0x29, 0, 1, 4, 2, 2,
+     -45, 20, 100000000, 1},
     {"simcam", L"SIMCAM CMOS", 2560, 2160, 6.5, 10e-6, L"SimplePreAmpGainControl", LIST(L"12-bit (low noise)"),
      LIST(L"550 MHz"), 1, 0x3f, 0, 1, 1, 1, 0, 0, 0, 1000000, 0},
 };

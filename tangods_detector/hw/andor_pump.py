@@ -1,0 +1,351 @@
+"""The data thread of an SDK3 camera: takes filled buffers, sends them from where they lie, queues them again."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from typing import Any
+
+from tangods_detector.hw.andor_frames import Layout, Numbers, ticks_of
+from tangods_detector.hw.andor_sdk import NODATA, OVERFLOW, TIMEDOUT, Camera, SdkError
+from tangods_detector.hw.andor_settings import AndorOptions
+from tangods_detector.hw.base import Phase, Status
+from tangods_detector.hw.frame_ring import FrameRing, RingStreamer
+from tangods_detector.settings import Series, TriggerMode
+from tangods_receiver import security
+from tangods_receiver.errors import DaqError, HardwareError
+
+log = logging.getLogger(__name__)
+
+WAIT = 50  # ms in the library at a time; a stop is seen after it
+SOON = 2  # ms, while the camera has few buffers left
+BACK_PRESSURE_LIMIT = 120.0  # s that a frame may wait for somebody to connect
+STOP_LIMIT = 10.0  # s for the library to let us go
+LOOK = 1.0  # s between two looks whether a silent camera is still there
+
+
+@dataclass
+class Clock:
+    """The camera's ticks as seconds since 1970; `hz` 0: there are none, and frames have the time when they came."""
+
+    hz: int
+    ticks: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def now(cls, camera: Camera, hz: int) -> Clock:
+        if not hz or not camera.has("TimestampClock"):
+            return cls(0)
+        before = time.time()
+        ticks = camera.get_int("TimestampClock")
+        return cls(hz, ticks, (before + time.time()) / 2)
+
+    def at(self, ticks: int | None) -> float | None:
+        if not self.hz or ticks is None:
+            return None
+        return self.seconds + (ticks - self.ticks) / self.hz
+
+
+@dataclass
+class Run:
+    """One series: what is to be done, and how far it is. Written by the data thread but for `wanted`, `fired`."""
+
+    series: Series
+    camera: Camera
+    layout: Layout
+    metadata: Mapping[str, Any]
+    exposure: float  # s
+    period: float  # s between frames, where the camera decides that
+    numbers: Numbers
+    armed: Future[None] = field(default_factory=Future)
+    begun: Future[None] = field(default_factory=Future)
+    go: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+    frames: int = 0
+    phase: Phase = Phase.ARMED
+    failure: str = ""
+    overflows: int = 0  # that AT_WaitBuffer told of
+    wanted: int = 0  # frames of the last software trigger that are still to be triggered
+    fired: float = 0.0  # when the last was; 0: none is under way
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def mode(self) -> TriggerMode:
+        return self.series.settings.trigger_mode
+
+    def overflow(self) -> None:
+        """The library tells of a lost frame; it does so once when it is asked to, too."""
+        if self.phase is Phase.ACQUIRING:
+            self.numbers.overflow()
+
+    @property
+    def triggers(self) -> int:
+        """Accepted. Where an edge or gate is a frame, those that gave one."""
+        if self.mode is TriggerMode.SOFTWARE:
+            each = self.series.settings.frames_per_start
+            return (self.numbers.next + self.wanted + (self.fired > 0)) // each
+        if self.mode in (TriggerMode.EXTERNAL_MULTI, TriggerMode.EXTERNAL_GATE):
+            return self.frames
+        return int(self.frames > 0)
+
+    @property
+    def remark(self) -> str:
+        """What was lost, as a sentence."""
+        losses, words = self.numbers.losses, []
+        if losses.count:
+            why = "it had no free buffer, because the receiver was too slow"
+            if self.overflows:
+                why = f"{why}, or its own memory was full (AT_ERR_HARDWARE_OVERFLOW, {self.overflows} times)"
+            words.append(f"{losses.count} frames were lost by the camera: {losses}; {why}")
+        if self.numbers.damaged:
+            words.append(f"{self.numbers.damaged} frames came with damaged metadata")
+        return "; ".join(words)
+
+
+class Pump(threading.Thread):
+    """Owns the stream. Orders come by `arm`, `go`, `halt`, `quit`, which wait for it, for a bounded time."""
+
+    def __init__(self, options: AndorOptions, port: int, ring: FrameRing) -> None:
+        super().__init__(name="andor frames", daemon=True)
+        self._options, self._port, self._ring = options, port, ring
+        self._orders: queue.Queue[Run | None] = queue.Queue()
+        self._abort = threading.Event()
+        self._streamer: RingStreamer | None = None
+        self.bound: Future[str] = Future()
+        self.current: Run | None = None
+        self._starved = False
+
+    # --- asked from other threads ---
+
+    def arm(self, run: Run) -> None:
+        """Buffers queued and the start message sent when it returns; HardwareError when that fails."""
+        self._abort.clear()
+        self.current = run
+        self._orders.put(run)
+        _wait(run.armed, self._options.send_timeout + STOP_LIMIT, "the camera was not armed")
+
+    def go(self) -> None:
+        """The camera acquires, or waits for triggers, when it returns."""
+        if (run := self.current) is not None and not run.over.is_set():
+            run.go.set()
+            _wait(run.begun, STOP_LIMIT, "the camera did not start")
+
+    def trigger(self) -> None:
+        """One software trigger is accepted; the frames that follow it are triggered one by one."""
+        run = self.current
+        if run is None or run.phase is not Phase.ACQUIRING or run.mode is not TriggerMode.SOFTWARE:
+            raise HardwareError("software trigger refused: the camera does not wait for one")
+        with run.lock:
+            if run.wanted or run.fired:
+                raise HardwareError(
+                    f"software trigger refused: busy with frame {run.numbers.next}; "
+                    "send the next one when nFramesAcquired has gone up"
+                )
+            run.wanted = run.series.settings.frames_per_start
+        self._fire(run)
+
+    def halt(self) -> None:
+        """End the series now; the end message is sent."""
+        self._abort.set()
+        if (run := self.current) is not None and not run.over.wait(STOP_LIMIT):
+            raise HardwareError(f"the camera did not stop within {STOP_LIMIT:g} s; the vendor's library hangs")
+
+    def quit(self) -> bool:
+        """False: it hangs in the library and is left alone."""
+        self._abort.set()
+        self._orders.put(None)
+        self.join(STOP_LIMIT)
+        return not self.is_alive()
+
+    @property
+    def status(self) -> Status:
+        run = self.current
+        if run is None:
+            return Status(Phase.IDLE)
+        blocked = self._starved or (self._streamer is not None and self._streamer.blocked)
+        return Status(run.phase, run.frames, run.triggers, run.failure or run.remark, blocked)
+
+    # --- the thread ---
+
+    def run(self) -> None:
+        o = self._options
+        try:
+            guard = security.guard(o.curve_key, o.curve_clients, o.allow_peers)
+            self._streamer = RingStreamer(o.host, self._port, self._abort, guard)
+        except DaqError as exc:
+            self.bound.set_exception(exc)
+            return
+        self.bound.set_result(self._streamer.endpoint)
+        try:
+            while (run := self._orders.get()) is not None:
+                self._series(run, self._streamer)
+        finally:
+            self._streamer.close()
+
+    def _series(self, run: Run, streamer: RingStreamer) -> None:
+        """From the first buffer to the end message."""
+        try:
+            self._prepare(run, streamer)
+        except Exception as exc:
+            run.phase = Phase.IDLE
+            _quietly(run.camera.flush)
+            run.over.set()
+            run.armed.set_exception(exc)
+            return
+        run.armed.set_result(None)
+        try:
+            self._expose(run, streamer)
+        except HardwareError as exc:
+            run.failure = str(exc)
+        except Exception as exc:  # outermost loop of this thread: it becomes the status
+            log.exception("andor")
+            run.failure = f"internal error: {exc!r}; see the log"
+        aborted = self._abort.is_set()
+        self._starved = False
+        _quietly(run.camera.command, "AcquisitionStop")
+        _quietly(run.camera.flush)
+        if not aborted and not run.failure:
+            run.numbers.finish()
+        if not run.failure:
+            streamer.end()
+        if not run.begun.done():
+            run.begun.set_result(None)
+        run.phase = Phase.ERROR if run.failure else Phase.IDLE if aborted else Phase.DONE
+        run.over.set()
+
+    def _prepare(self, run: Run, streamer: RingStreamer) -> None:
+        run.camera.flush()
+        self._ring.back()
+        for slot in self._ring.ours():
+            self._queue(run, slot)
+        layout, o = run.layout, self._options
+        streamer.begin(
+            run.series, run.metadata, shape=layout.shape, dtype="uint16", codec=layout.codec, limit=o.send_timeout
+        )
+
+    def _queue(self, run: Run, slot: int) -> None:
+        run.camera.queue(self._ring.address(slot), run.layout.nbytes)
+        run.numbers.queued += 1
+
+    def _expose(self, run: Run, streamer: RingStreamer) -> None:
+        """Until all frames came, or could not; HardwareError when they do not come any more."""
+        while not run.go.wait(0.02):
+            if self._abort.is_set():
+                return
+        clock = Clock.now(run.camera, run.layout.hz)
+        try:
+            run.camera.command("AcquisitionStart")
+        except HardwareError as exc:
+            run.begun.set_exception(exc)
+            raise
+        run.phase = Phase.ACQUIRING
+        run.begun.set_result(None)
+        ring, layout, numbers = self._ring, run.layout, run.numbers
+        total = run.series.n_frames
+        wait = run.camera.waiter()
+        silence = Silence(run, self._options.frame_timeout)
+        while not self._abort.is_set() and (total is None or numbers.next < total):
+            for slot in ring.back():
+                self._queue(run, slot)
+            free = ring.count - ring.held
+            self._starved = not free
+            self._fire(run)
+            if not free:  # nothing can come: ZeroMQ has all of them
+                silence.broken()
+                ring.wait(0.05)
+                continue
+            code, address = wait(WAIT if free > 2 or not ring.held else SOON)
+            if code == 0:
+                silence.broken()
+                slot = ring.slot(address)
+                ticks = ticks_of(ring.memory(slot, layout.nbytes)) if layout.hz else None
+                number = numbers.take(ticks)
+                run.fired = 0.0
+                if not streamer.send(
+                    ring,
+                    slot,
+                    number,
+                    shape=layout.shape,
+                    dtype="uint16",
+                    codec=layout.codec,
+                    nbytes=layout.image_bytes,
+                    stride=layout.stride,
+                    timestamp=clock.at(ticks),
+                    extra=b'"camera_ticks":%d' % ticks if ticks is not None else b"",
+                    limit=BACK_PRESSURE_LIMIT,
+                ):
+                    return
+                run.frames += 1
+            elif code == OVERFLOW:
+                run.overflows += 1
+            elif code not in (TIMEDOUT, NODATA):
+                raise SdkError(code, f"AT_WaitBuffer after {run.frames} frames")
+            elif silence.is_the_end(code):
+                return
+
+    def _fire(self, run: Run) -> None:
+        """The next software trigger, when one is wanted, the camera is ready and has a buffer."""
+        if not run.wanted:
+            return
+        with run.lock:
+            if run.wanted and not run.fired and self._ring.count > self._ring.held:
+                run.camera.command("SoftwareTrigger")
+                run.wanted -= 1
+                run.fired = time.monotonic()
+
+
+class Silence:
+    """No frame comes: is that right?"""
+
+    def __init__(self, run: Run, limit: float) -> None:
+        self._run, self._limit = run, limit
+        self.broken()
+
+    def broken(self) -> None:
+        """A frame came, or none can."""
+        self._since = self._looked = time.monotonic()
+
+    def is_the_end(self, code: int) -> bool:
+        """The camera has stopped by itself. HardwareError: it is gone, or frames are overdue."""
+        now, run = time.monotonic(), self._run
+        if code == NODATA or now - self._looked >= LOOK:
+            self._looked = now
+            if not run.camera.get_bool("CameraAcquiring"):
+                return True
+            if code == NODATA:
+                time.sleep(0.002)
+        since = max(self._since, run.fired) if run.mode is TriggerMode.SOFTWARE else self._since
+        if self._is_due() and now - since > (limit := max(run.period, run.exposure) * 2 + self._limit):
+            raise HardwareError(
+                f"the camera gave no frame for {limit:.3g} s, although it says that it acquires ({run.frames} came); "
+                "look at its cable, or switch it off and on"
+            )
+        return False
+
+    def _is_due(self) -> bool:
+        run = self._run
+        if run.mode is TriggerMode.SOFTWARE:
+            return run.fired > 0
+        if run.mode is TriggerMode.EXTERNAL_SINGLE:
+            return run.frames > 0
+        return run.mode is TriggerMode.INTERNAL
+
+
+def _wait(done: Future[None], limit: float, what: str) -> None:
+    try:
+        done.result(limit)
+    except FutureTimeout:
+        raise HardwareError(f"{what} within {limit:g} s; the vendor's library hangs") from None
+
+
+def _quietly(act: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        act(*arguments)
+    except DaqError as exc:
+        log.debug("%s", exc)
