@@ -230,6 +230,11 @@ class Hamamatsu(Backend):
         return self._ring.buffers if self._ring is not None else 0
 
     @property
+    def window(self) -> int:
+        """Frames that may be under way to the receiver at a time."""
+        return self._ring.window if self._ring is not None else 0
+
+    @property
     def waiting(self) -> int:
         return self._run.waiting if self._run is not None else 0
 

@@ -43,7 +43,7 @@ class Fake:
 def config(folder, modules=2, **values):
     """A configuration file; a list has a value for each module."""
     lines = [f"modules {modules}", f"width {SHAPE[1]}", f"height {SHAPE[0]}"]
-    for name, value in values.items():
+    for name, value in {"ring": 2000, **values}.items():
         each = enumerate(value) if isinstance(value, list | tuple) else [("", value)]
         lines += [f"{name} {module} {one}" for module, one in each]
     path = folder / "system.yml"

@@ -127,6 +127,25 @@ def wait_stuck(streamer):
 # --- into a file -----------------------------------------------------------------------------------------------------
 
 
+def test_a_file_of_an_earlier_series_is_not_taken_for_one_of_this(folder, make):
+    """It is as old as it says, by the file system's own clock; that of the series takes its place."""
+    streamer = make(rescan=0.05)
+    hour_ago = time.time() - 3600
+    with Sink(streamer.endpoint()) as sink:
+        streamer.arm(1, "", PATTERN, 4)
+        for number in (2, 3):
+            (folder / ".old").write_bytes(cbf(image(100 + number)))
+            os.utime(folder / ".old", (hour_ago, hour_ago))
+            os.rename(folder / ".old", folder / (PATTERN % number))
+        write(folder, range(3))
+        wait_for(lambda: streamer.status().sent == 3)
+        streamer.finish()
+        status = streamer.wait_over(10)
+        assert (status.sent, status.message) == (3, "1 of 4 images never came: 3")
+        wait_for(sink.ended)
+        assert [bytes(frame.data) for frame in sink.frames()] == [cbf(image(number)) for number in range(3)]
+
+
 @pytest.mark.parametrize("polling", [False, True])
 def test_every_pixel_arrives(folder, make, tmp_path, polling):
     streamer = make(polling=polling)
