@@ -153,6 +153,7 @@ class Pilatus(Backend):
         run.order = self._to_streamer(series, plan)
         link.streamer.arm(**run.order)
         self._heard = time.monotonic()
+        run.connections_lost = link.streamer.status().connections_lost
         if not plan.ours:
             self._expose(run)
 
@@ -290,7 +291,8 @@ class Pilatus(Backend):
         try:
             stream = link.streamer.status()
             if stream.phase not in ("idle", "done", "error"):
-                link.streamer.stop(keep=True)
+                # Of a receiver that has gone, the next would get images of a series that it does not know
+                link.streamer.stop(keep=stream.connections_lost == run.connections_lost)
                 try:
                     stream = link.streamer.wait_over(STREAM_LIMIT)
                 except HardwareError:  # the receiver takes nothing

@@ -19,6 +19,7 @@ END_LIMIT = 5.0  # s for the end message, and for what is still in the socket
 QUICKLY = 1.0  # s for the same, when it shall end at once
 DAMAGED_FOLDER = "damaged"  # in the images' folder: a rename costs nothing
 DAMAGED_KEPT = 10  # files
+OLD = 10.0  # s that the clocks of camserver and of the file system may differ
 START_SHARE = 1.0  # s before the first image that count for the share, so that those are checked
 TELL = 64  # images that bring the header's lines: whichever of them the receiver sees first
 
@@ -102,6 +103,8 @@ class Run:
         self._outlet = outlet
         self._hand: Optional[Hand] = None
         self._unripe: Dict[int, Tuple[float, float]] = {}  # number: found at, look again at
+        self._old: Dict[int, float] = {}  # number: time of a file of an earlier series
+        self._since = 0.0 if series.present == "send" else clock_of(series.folder) - OLD
         self._deadline = time.monotonic() + options.arm_limit
         self._active = time.monotonic()  # when something came or went
         self._finish: Optional[float] = None  # s to wait for missing files, once told that no more are written
@@ -197,13 +200,24 @@ class Run:
         number, first = self.series.pattern.number, self.series.first
         for name in names:
             found = number(name)
-            if found is not None and found - first not in self._unripe and self.queue.found(found - first):
+            if found is None or found - first in self._unripe or self._is_old(found - first, name):
+                continue
+            if self.queue.found(found - first):
                 self._active = time.monotonic()
                 self.phase = "running" if self.phase == "armed" else self.phase
         now = time.monotonic()
         for image, (_, again) in list(self._unripe.items()):
             if now >= again:
                 self.queue.found(image)
+
+    def _is_old(self, number: int, name: str) -> bool:
+        """Left over from an earlier series, and not replaced since? It stays, for camserver writes over it."""
+        if number not in self._old:
+            return False
+        try:
+            return os.stat(os.path.join(self.series.folder, name)).st_mtime == self._old[number]
+        except OSError:
+            return True
 
     def _take(self) -> None:
         """Read the next file. One that is not complete is looked at again, for `damaged_wait` s."""
@@ -216,7 +230,8 @@ class Run:
         path = os.path.join(self.series.folder, self.series.pattern.name(number + self.series.first))
         try:
             with open(path, "rb", buffering=0) as file:
-                data = file.read()
+                written = os.fstat(file.fileno()).st_mtime
+                data = file.read() if written >= self._since else b""
         except FileNotFoundError:
             self.vanished += 1
             self._unripe.pop(number, None)
@@ -224,6 +239,10 @@ class Run:
             return
         except OSError as exc:
             self._spoilt(number, path, f"cannot be read ({exc.strerror})")
+            return
+        if written < self._since:
+            self._old[number] = written
+            self.queue.is_absent(number)
             return
         try:
             self._hand = Hand(number, path, data, self._examined(number, data))
@@ -372,6 +391,7 @@ class Run:
             "polling": self.watcher.polling,
             "blocked": self.blocked,
             "checked": self.checked,
+            "old": len(self._old),
             "header": self.header,
             "differences": self.differences,
             "message": self._sentence(lost),
@@ -379,14 +399,24 @@ class Run:
 
     def _sentence(self, lost: int) -> str:
         said = [self.error] if self.error else []
-        if lost:
-            how = "are not here (any more)" if self.series.resume else "never came"
-            said.append(f"{lost} of {self.queue.total} images {how}: {_listed(self.queue.ranges())}")
+        if lost and not self.series.resume:  # which were sent by a streamer that died, only the receiver knows
+            said.append(f"{lost} of {self.queue.total} images never came: {_listed(self.queue.ranges())}")
         if self.queue.damaged:
             said.append(f"{self.queue.damaged} damaged: {'; '.join(self.damage[:3])}")
         if self.differences:
             said.append("header: " + "; ".join("{} {}".format(*pair) for pair in sorted(self.differences.items())))
         return "; ".join(said)
+
+
+def clock_of(folder: str) -> float:
+    """What the clock of its file system says, s since the epoch. OSError: nothing can be written there."""
+    path = os.path.join(folder, f".clock-{os.getpid()}")
+    with open(path, "wb"):
+        pass
+    try:
+        return os.stat(path).st_mtime
+    finally:
+        os.unlink(path)
 
 
 def _listed(ranges: List[Tuple[int, int]], most: int = 10) -> str:

@@ -75,6 +75,7 @@ class Run:
         self.remark = ""
         self.order: dict[str, Any] = {}  # that the streamer got
         self.stream = StreamStatus("armed")
+        self.connections_lost = 0  # by the streamer, until the series was armed
         self._before = 0  # images that a streamer had sent which has died
         self._done_since = 0.0
         self._was_complete = False
