@@ -326,6 +326,8 @@ class Course:
     def _judge(self, receiver: stats.Snapshot, ended: str) -> None:
         """The file is closed: was it a good series?"""
         unique = receiver.frames
+        if not ended and receiver.expected is not None:  # a frame is missing where one of its modules is
+            unique = min(unique, receiver.expected - receiver.missing)
         self._backend.frames_came(unique)
         acquired, remark = self._desk.snapshot.acquired, ""
         try:
