@@ -155,8 +155,23 @@ class Units:
 
     def not_ready(self) -> str:
         """Modules that are not, in a sentence; "": all are."""
-        found = [m.name for status in self.statuses() for m in status.modules if not (m.connected and m.ready)]
+        found = [
+            f"{m.name}{where}"
+            for where, status in zip(self._places(), self.statuses(), strict=True)
+            for m in status.modules
+            if not (m.connected and m.ready)
+        ]
         return f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} not ready" if found else ""
+
+    def sentence(self, statuses: list[UnitStatus]) -> str:
+        """What units have to say; each counts its modules from lambda/1."""
+        said = [f"{s.message}{where}" for where, s in zip(self._places(), statuses, strict=True) if s.message]
+        return "; ".join(said)
+
+    def _places(self) -> list[str]:
+        """Words that tell one of several units."""
+        units = self._options.units
+        return [f" ({urlsplit(address).netloc})" for address in units] if len(units) > 1 else [""] * len(self._units)
 
     def features(self) -> Feature:
         """That all modules have."""

@@ -58,6 +58,7 @@ class XLambda(Backend):
         self._units: Units | None = None
         self._info: DetectorInfo | None = None
         self._wanted: dict[str, Value] = {}  # what the units have, as far as we know
+        self._counter_mode: Value = "SINGLE"  # of the units, as was read last
         self._series: Series | None = None  # that is armed, until it is stopped
         self._begun = False
         self._status = Status(Phase.IDLE)
@@ -134,18 +135,11 @@ class XLambda(Backend):
                 f"FrameTime: {settings.frame_time:g} s; a Lambda begins each frame right after the one before, every "
                 f"{period:g} s; set 0, or use a trigger for each frame"
             )
-        try:
-            self._set({"bit_depth": depth, **self._kept(RESIZING)}, "BitDepth")
-            accepted = self._set(self._of(settings), "ExposureTime, nTriggers, nFramesPerTrigger, TriggerMode")
-        except Refused as exc:
-            raise ConfigError(str(exc)) from exc
-        if accepted["frames_per_trigger"] != self._of(settings)["frames_per_trigger"]:
-            raise ConfigError("nFramesPerTrigger: this unit takes one frame a trigger; set 1, or use EXTERNAL_SINGLE")
+        wanted = {**self.knobs.chosen, "bit_depth": depth, "shutter_time": settings.exposure_time * 1000}
+        accepted = self._set({name: value for name, value in wanted.items() if name in RESIZING}, "BitDepth")
+        accepted = self._set(wanted, "ExposureTime")
         exposure = float(accepted["shutter_time"]) / 1000  # type: ignore[arg-type]
         return replace(settings, exposure_time=exposure, bit_depth=depth)
-
-    def _kept(self, names: tuple[str, ...]) -> dict[str, Value]:
-        return {name: value for name, value in self.knobs.chosen.items() if name in names and name != "bit_depth"}
 
     def _check_depth(self, depth: int) -> None:
         if depth not in DTYPES:
@@ -153,18 +147,14 @@ class XLambda(Backend):
         if depth in (1, 6) and not self._there.features() & Feature.BITS_1_6:
             raise ConfigError(f"BitDepth: {depth} bit is not supported by the firmware of these modules")
 
-    def _set(self, wanted: Mapping[str, Value], words: str) -> dict[str, Value]:
-        """Where it is not so already. Refused: `words` are the attributes that may be meant."""
+    def _set(self, wanted: Mapping[str, Value], attribute: str) -> dict[str, Value]:
+        """Where it is not so already. ConfigError: a unit refuses it, probably because of `attribute`."""
         if any(self._wanted.get(name) != value for name, value in wanted.items()):
-            units = self._there
+            units, self._wanted = self._there, {name: v for name, v in self._wanted.items() if name not in wanted}
             try:
                 accepted = units.configure(wanted)
             except Refused as exc:
-                self._wanted = {}
-                raise Refused(f"{words}: {exc}") from exc
-            except HardwareError:
-                self._wanted = {}
-                raise
+                raise ConfigError(f"{attribute}: {exc}") from exc
             if any(name in RESIZING for name in wanted):
                 units.describe()
                 self._read_max_frames()
@@ -182,40 +172,53 @@ class XLambda(Backend):
     @property
     def _counters(self) -> int:
         """Images of one exposure."""
-        return 2 if self.knobs.chosen.get("counter_mode") == "DUAL" else 1
+        return 2 if self.knobs.chosen.get("counter_mode", self._counter_mode) == "DUAL" else 1
 
-    def _of(self, settings: Settings, live: bool = False) -> dict[str, Value]:
-        """What the units are to have. ConfigError: more than they can take."""
-        mode, gated = MODES[settings.trigger_mode]
-        counters, per_trigger = self._counters, settings.n_frames_per_trigger
-        images = per_trigger if settings.trigger_mode is TriggerMode.SOFTWARE else settings.n_frames
-        if per_trigger % counters and (mode == "EXT_FRAMES" or images % counters):
+    def check(self, settings: Settings) -> None:
+        """What the units would refuse, or, without a threshold, count in vain."""
+        self._counter_mode = self._there.get("counter_mode")
+        frames = self._frames_of_start(settings)
+        per_trigger = settings.n_frames_per_trigger
+        if frames % self._counters or (
+            MODES[settings.trigger_mode][0] == "EXT_FRAMES" and per_trigger % self._counters
+        ):
             raise ConfigError(
                 f"nFramesPerTrigger: {per_trigger}; with CounterMode DUAL each exposure gives two images: set an even "
                 "number"
             )
-        frames = images // counters
-        if not live and frames > self.max_frames:
+        if frames // self._counters > self.max_frames:
             raise ConfigError(
-                f"nTriggers, nFramesPerTrigger: {frames} frames of one start; the memory of a module holds "
-                f"{self.max_frames} (MaxFrames)"
+                f"nTriggers, nFramesPerTrigger: {frames // self._counters} exposures of one start; the memory of a "
+                f"module holds {self.max_frames} (MaxFrames)"
             )
+        if not self._there.get("thresholds"):
+            raise ConfigError("no threshold is set since the detector was switched on: set Energy or Threshold first")
+        if (wanted := self._hardware(settings))["frames_per_trigger"] != 1:
+            try:
+                self._there.configure({name: wanted[name] for name in ("trigger_mode", "frames_per_trigger")})
+            except HardwareError as exc:
+                raise ConfigError(
+                    f"nFramesPerTrigger: {per_trigger}; {exc}. Set 1, or TriggerMode EXTERNAL_SINGLE"
+                ) from exc
+
+    @staticmethod
+    def _frames_of_start(settings: Settings) -> int:
+        """Images that follow each start that the units are given."""
+        return settings.n_frames_per_trigger if settings.trigger_mode is TriggerMode.SOFTWARE else settings.n_frames
+
+    def _hardware(self, settings: Settings, live: bool = False) -> dict[str, Value]:
+        """All that the units are to have."""
+        mode, gated = MODES[settings.trigger_mode]
+        each = settings.n_frames_per_trigger // self._counters
         return {
             **self.knobs.chosen,
             "bit_depth": settings.bit_depth or self._there.bit_depth,
             "trigger_mode": mode,
             "gating_mode": switch(gated),
-            "frames_per_trigger": per_trigger // counters if mode == "EXT_FRAMES" and not gated else 1,
-            "n_frames": self.max_frames if live else frames,
+            "frames_per_trigger": each if mode == "EXT_FRAMES" and not gated else 1,
+            "n_frames": self.max_frames if live else self._frames_of_start(settings) // self._counters,
             "shutter_time": settings.exposure_time * 1000,
         }
-
-    def check(self, settings: Settings) -> None:
-        """Without a threshold it would count noise."""
-        if not self._there.get("thresholds"):
-            raise ConfigError(
-                "no threshold is set since the detector was switched on: set Energy or Threshold, then Arm"
-            )
 
     def _readout(self, depth: int) -> float:
         return self._options.readout_time if depth == 24 else 0.0
@@ -249,7 +252,7 @@ class XLambda(Backend):
         self._wanted = {}  # somebody may have set something by hand
         self._series, self.knobs.running = series, True
         try:
-            wanted = self._of(settings, series.live)
+            wanted = self._hardware(settings, series.live)
             units.configure(wanted)
             units.describe()
             per_start = int(wanted["n_frames"]) * self._counters  # type: ignore[arg-type]
@@ -358,7 +361,7 @@ class XLambda(Backend):
             phase,
             frames=self._frames(statuses),
             triggers=self._triggers(statuses),
-            message=_sentence(statuses),
+            message=units.sentence(statuses),
             blocked=any(m.blocked for m in modules),
         )
 
@@ -374,10 +377,6 @@ class XLambda(Backend):
         assert self._series is not None
         software = self._series.settings.trigger_mode is TriggerMode.SOFTWARE
         return min(status.starts for status in statuses) if software else 0
-
-
-def _sentence(statuses: list[UnitStatus]) -> str:
-    return "; ".join(dict.fromkeys(status.message for status in statuses if status.message))
 
 
 def _refuse_what_it_has_not(settings: Settings) -> None:
