@@ -358,6 +358,25 @@ def libatcore(folder: Path, cameras: tuple[str, ...], commands: tuple[str, ...])
     console.print(str(andor.make(folder.absolute(), cameras or ("zyla SIM-1",))), markup=False)
 
 
+@simulate.command("hamamatsu")
+@click.option("--folder", required=True, type=click.Path(path_type=Path), help="Where the library is put.")
+@click.option(
+    "--camera", "cameras", multiple=True, metavar="MODEL SERIAL", help="flash4, fusion or lightning; repeatable."
+)
+@click.option("--tell", "commands", multiple=True, help="To the Detector that uses it, such as 'edge 10'; repeatable.")
+def libdcamapi(folder: Path, cameras: tuple[str, ...], commands: tuple[str, ...]) -> None:
+    """Hamamatsu's DCAM-API without a camera: makes a libdcamapi.so in FOLDER, prints its path, for the option library.
+
+    With --tell nothing is made. simulators/fake_dcam.c lists what can be told: edges, faults, losses."""
+    from tangods_detector.simulators import hamamatsu
+
+    if commands:
+        for words in commands:
+            hamamatsu.tell(folder / hamamatsu.NAME, words)
+        return
+    console.print(str(hamamatsu.make(folder.absolute(), cameras or ("flash4 000123",))), markup=False)
+
+
 @simulate.command()
 @click.option("--model", default="2M", show_default=True, help="6M, 2M, 1M, 300K, 300K-W, 200K or 100K.")
 @click.option(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 BACKENDS = {
     "andor": "tangods_detector.hw.andor:Andor",
     "eiger": "tangods_detector.hw.eiger:Eiger",
+    "hamamatsu": "tangods_detector.hw.hamamatsu:Hamamatsu",
     "lambda": "tangods_detector.hw.xlambda:XLambda",
     "pilatus": "tangods_detector.hw.pilatus:Pilatus",
     "simulator": "tangods_detector.hw.simulator:Simulator",

@@ -60,7 +60,7 @@ class Hamamatsu(Backend):
         self._looked = 0.0
         self._given_up = threading.Event()  # what blocks in `arm` is to return
         self.loaded = Settings()
-        self.knobs: Knobs = Knobs(lambda: self._there)
+        self.knobs: Knobs = Knobs(lambda: self._there, options.packed, options.cooling_timeout)
 
     # --- the link ----------------------------------------------------------------------------------------------------
 
@@ -73,7 +73,7 @@ class Hamamatsu(Backend):
             if camera.can_write(Prop.FRAMEBUNDLE_MODE):
                 camera.put(Prop.FRAMEBUNDLE_MODE, OFF)
             self.knobs.restore()
-            self._ring = CameraRing(self._options.buffer_bytes)
+            self._ring = CameraRing(self._options.memory)
             with contextlib.suppress(ConfigError):  # too small for the present images, perhaps not for others
                 self._ring.divide(int(camera.get(Prop.IMAGE_FRAMEBYTES)))
             self._bind(self._ring)

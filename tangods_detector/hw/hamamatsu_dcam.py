@@ -322,7 +322,7 @@ HINTS = {
     Code.EXCLUDED: "another program has the camera; end that",
     Code.FAILOPENCAMERA: "another program may have the camera",
     Code.NOCONNECTION: "the camera is off, or its cable is out",
-    Code.NOMEMORY: "set buffer_bytes to less",
+    Code.NOMEMORY: "set memory to less",
 }
 
 

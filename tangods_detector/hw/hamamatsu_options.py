@@ -26,7 +26,9 @@ class HamamatsuOptions:
     serial_number: str = option("", "of the camera; empty: the first that is found")
     host: str = option("127.0.0.1", "address that the stream is bound to; * for all interfaces")
     port: int = option(0, "TCP port of the stream; 0: any free one, which changes when the server is restarted")
-    buffer_bytes: int = option(2_000_000_000, "memory for images, allocated once; the camera fills it in turn")
+    memory: int = option(2_000_000_000, "memory for images, allocated once; the camera fills it in turn")
+    packed: bool = option(True, "12-bit images are sent as mono12p where the camera has it; the receiver unpacks them")
+    cooling_timeout: float = option(0.0, "s that Arm waits for the sensor to have its temperature; 0: it does not")
     pixel_size: float = option(0.0, "edge of a pixel, m; 0: by the model")
     send_timeout: float = option(5.0, "limit for the start message to find a receiver, s")
     curve_key: str = option("", "this sender's .key_secret file; empty: the stream is not encrypted")
@@ -38,7 +40,8 @@ class HamamatsuOptions:
             f"{name}: {value} is not between {low} and {high}"
             for name, value, low, high in (
                 ("port", self.port, 0, 65535),
-                ("buffer_bytes", self.buffer_bytes, 1_000_000, 2**46),
+                ("memory", self.memory, 1_000_000, 2**46),
+                ("cooling_timeout", self.cooling_timeout, 0, 3600),
                 ("pixel_size", self.pixel_size, 0, 1e-2),
                 ("send_timeout", self.send_timeout, 0.01, 3600),
             )

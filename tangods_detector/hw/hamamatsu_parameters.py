@@ -25,12 +25,10 @@ COLD_ENOUGH = 1.0  # K from the target, where the camera tells no status
 class Knobs:
     """What was chosen, also over a new connection. `camera` gives the open one, or HardwareError."""
 
-    def __init__(self, camera: Callable[[], Camera]) -> None:
-        self.camera = camera
+    def __init__(self, camera: Callable[[], Camera], packed: bool, cooling_timeout: float) -> None:
+        self.camera, self.packed, self.cooling_timeout = camera, packed, cooling_timeout
         self.chosen: dict[int, float] = {}
-        self.packed = True
         self.sync_readout = False
-        self.cooling_timeout = 0.0
         self.answer = ""
 
     def restore(self) -> None:
@@ -79,9 +77,9 @@ class Knobs:
                 raise HardwareError("stopped while the sensor was being cooled")
             if time.monotonic() - begun > self.cooling_timeout:
                 raise HardwareError(
-                    f"the sensor has not reached its temperature within {self.cooling_timeout:g} s (CoolingTimeout): "
+                    f"the sensor has not reached its temperature within {self.cooling_timeout:g} s (cooling_timeout): "
                     f"{camera.get_or(Prop.SENSORTEMPERATURE, math.nan):.1f} degC, cooler {self.mode(Prop.SENSORCOOLER)}"
-                    f" {self.mode(Prop.SENSORCOOLERSTATUS)}; look at its water or fan, or set CoolingTimeout to 0"
+                    f" {self.mode(Prop.SENSORCOOLERSTATUS)}; look at its water or fan, or set cooling_timeout to 0"
                 )
 
     @staticmethod
@@ -182,7 +180,7 @@ DEG: dict[str, Any] = {"unit": "degC", "format": "%5.1f"}
 NOW: dict[str, Any] = {"writable_while_running": True}
 
 PARAMETERS = (
-    Parameter("LiveExposure", float, "Exposure time while a series or Live runs, where the camera can change it then",
+    Parameter("LiveExposureTime", float, "Exposure of a live view, changed on the fly where the camera can",
               lambda b: b.knobs.camera().get(Prop.EXPOSURETIME), _live_exposure, **S, **NOW),
     _reading("ExposureTimeMin", float, "Shortest exposure with the present settings",
              lambda b: b.knobs.camera().limits(Prop.EXPOSURETIME).low, **S),
@@ -201,8 +199,6 @@ PARAMETERS = (
     _mode("HighDynamicRange", Prop.HIGHDYNAMICRANGE_MODE, "Two gains in one image: OFF, ON"),
     _mode("DefectCorrection", Prop.DEFECTCORRECT_MODE, "Bad pixels are replaced by the camera: OFF, ON"),
     _mode("HotPixelCorrection", Prop.HOTPIXELCORRECT_LEVEL, "How many pixels count as hot"),
-    _plain("PackedPixels", bool, "BitDepth 12 is sent as mono12p where the camera has it: 3 bytes for 2 pixels; "
-           "counts when BitDepth is set, or at the next Arm", "packed"),
     _plain("SyncReadout", bool, "In EXTERNAL_MULTI with one frame for each trigger: an edge ends a frame and begins "
            "the next, so n frames need n + 1 edges; counts from the next Arm on", "sync_readout"),
     _mode("TriggerPolarity", Prop.TRIGGERPOLARITY, "Of the external trigger: NEGATIVE, POSITIVE"),
@@ -212,23 +208,21 @@ PARAMETERS = (
     _reading("TriggerInput", str, "What the camera says of the trigger input, such as TOO FREQUENT",
              lambda b: b.knobs.mode(Prop.CAMERASTATUS_INPUTTRIGGER)),
     _mode("Cooler", Prop.SENSORCOOLER, "OFF, ON, MAX as the camera has it", **NOW),
-    _number("TemperatureTarget", Prop.SENSORTEMPERATURETARGET, float, "Of the sensor; NaN: this camera has none",
+    _number("TargetTemperature", Prop.SENSORTEMPERATURETARGET, float, "Of the sensor; NaN: this camera has none",
             **DEG, **NOW),
-    _plain("CoolingTimeout", float, "So long Arm waits for the sensor to be cold, then it fails; 0: it does not wait",
-           "cooling_timeout", unit="s", min_value=0.0, max_value=3600.0),
     _reading("SensorTemperature", float, "Of the sensor; NaN: this camera does not tell",
              lambda b: b.knobs.camera().get_or(Prop.SENSORTEMPERATURE, math.nan), max_alarm=60.0, **DEG),
-    _reading("CoolerStatus", str, "In the camera's word: READY when the temperature is reached",
+    _reading("TemperatureStatus", str, "In the camera's word: READY when the temperature is reached",
              lambda b: b.knobs.mode(Prop.SENSORCOOLERSTATUS)),
-    _reading("FramesLost", int, "Of the running or last series: frames that the camera took and that were not sent",
+    _reading("LostFrames", int, "Of the running or last series: frames that the camera took and that were not sent",
              lambda b: b.numbers.count_lost),
-    _reading("FramesOverwritten", int, "Of them: lost because the receiver was too slow and all buffers were full",
+    _reading("OverwrittenFrames", int, "Of them: lost because the receiver was too slow and all buffers were full",
              lambda b: b.numbers.overwritten),
-    _reading("LostFrames", str, "Their numbers in the series, such as 5-7, 12",
+    _reading("LostFrameNumbers", str, "Their numbers in the series, such as 5-7, 12",
              lambda b: text_of(b.numbers.lost)),
     _reading("Buffers", int, "Buffers that the camera fills in turn, with the present settings", lambda b: b.buffers),
     _reading("BuffersWaiting", int, "Frames in them that the receiver has not taken yet", lambda b: b.waiting),
-    _reading("FramesCopied", int, "Of the running or last series: frames that were copied because the receiver was so "
+    _reading("CopiedFrames", int, "Of the running or last series: frames that were copied because the receiver was so "
              "slow that the camera came round", lambda b: b.rescued),
     _reading("ConversionFactor", float, "Electrons for one count; NaN: the camera does not tell",
              lambda b: b.knobs.camera().get_or(Prop.CONVERSIONFACTOR_COEFF, math.nan)),

@@ -135,7 +135,7 @@ class CameraRing:
             if transferred() >= frame + self.buffers:
                 raise HardwareError(
                     f"the camera wrote over frame {number} while it was sent, so that one is spoiled: the receiver is "
-                    f"too slow, and {self.buffers} buffers are too few; give more buffer_bytes"
+                    f"too slow, and {self.buffers} buffers are too few; give more memory"
                 )
 
     def _rescue(self, slot: int) -> None:

@@ -262,9 +262,9 @@ def change_exposure(camera: Camera, seconds: float, period: float) -> float:
     """While it captures; the period stays where it can. ConfigError: this camera cannot, or not so much."""
     limits = camera.limits(Prop.EXPOSURETIME)
     if not limits.while_busy:
-        raise ConfigError("LiveExposure: this camera changes its exposure only while it is stopped")
+        raise ConfigError("LiveExposureTime: this camera changes its exposure only while it is stopped")
     if not limits.low * (1 - 1e-9) <= seconds <= limits.high * (1 + 1e-9):
-        raise ConfigError(f"LiveExposure: {seconds:g} s is not between {limits} s, with these settings")
+        raise ConfigError(f"LiveExposureTime: {seconds:g} s is not between {limits} s, with these settings")
     taken = camera.put(Prop.EXPOSURETIME, seconds)
     if period > taken and camera.limits(Prop.INTERNAL_FRAMEINTERVAL).while_busy:
         _interval(camera, period)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -45,3 +47,35 @@ def build(source: str, flags: Sequence[str] = (), folder: Path | None = None) ->
     finally:
         Path(name).unlink(missing_ok=True)
     return target
+
+
+def place(source: str, library: Path, lines: Sequence[str] = (), flags: Sequence[str] = ()) -> Path:
+    """The library of `source` as `library`, whose folder is made if it is not there; returns it.
+
+    Beside it `.conf` with `lines`, commands that it obeys when it is initialised, and `.control`, a FIFO for `tell`.
+    ConfigError: no compiler, or the folder cannot be written."""
+    built = build(source, flags)
+    text = "".join(f"{line}\n" for line in lines)
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        new = library.with_name(f"{library.name}.new")  # one that is in use must not be written over
+        shutil.copyfile(built, new)
+        os.replace(new, library)
+        Path(f"{library}.conf").write_text(text)
+        control = Path(f"{library}.control")
+        if not control.is_fifo():
+            os.mkfifo(control, 0o600)
+    except OSError as exc:
+        raise ConfigError(f"the library cannot be put into {library.parent}: {exc}") from exc
+    return library
+
+
+def tell(library: Path, words: str) -> None:
+    """A command to the process that uses the library at this place. ConfigError: there is none."""
+    try:
+        fd = os.open(f"{library}.control", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as exc:
+        why = "no Detector uses it" if exc.errno == errno.ENXIO else str(exc)
+        raise ConfigError(f"{library}: {why}") from exc
+    with open(fd, "w") as fifo:
+        fifo.write(f"{words}\n")

@@ -1,22 +1,21 @@
 /* A library that behaves as Hamamatsu's libdcamapi.so does, with simulated cameras behind it; all symbols of DCAM-API 4
    that drive a camera.
 
-   FAKE_DCAM_CAMERAS  which cameras there are: MODEL:SERIAL,..., models flash4, fusion, lightning
-   FAKE_DCAM_SOCKET   path of a Unix datagram socket for other processes: what comes there is given to
-                      fake_dcam_command, whose answer goes back
-
-   Test only: fake_dcam_command. Its commands:
+   Test only: commands, one a line. They come from the file `<this library>.conf` when the library is first initialised,
+   through the FIFO `<this library>.control` while it is (if that is there), or by fake_dcam_command in the same process:
+     camera MODEL SERIAL      one more camera: flash4, fusion, lightning; only in the file
      edge N [PERIOD [WIDTH]]  N edges, or gates, come at the trigger input
      set KNOB VALUE           something goes wrong, or differs; the knobs are in fake_dcam_camera.h
-     get KNOB
+     get KNOB                 only by fake_dcam_command
      lose N N ...             these frames of the next series get lost on their way
      reset                    all knobs as at the beginning
      pull, plug               the cable of the first camera */
+#define _GNU_SOURCE
 #include "fake_dcam_camera.h"
 
+#include <dlfcn.h>
+#include <fcntl.h>
 #include <poll.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 struct waiter {
     struct waiter *next;
@@ -28,9 +27,8 @@ struct waiter {
 
 #define MAX_CAMERAS 8
 static struct camera cameras[MAX_CAMERAS];
-static int ncameras, initialised, control = -1;
+static int ncameras, initialised, control_runs, control_pipe[2];
 static pthread_t control_thread;
-static char control_path[108];
 
 /* --- time -------------------------------------------------------------------------------------------------------- */
 
@@ -295,84 +293,103 @@ API const char *fake_dcam_command(const char *text)
     return answer;
 }
 
-static void *listen_to_orders(void *nothing)
+static FILE *beside(const char *ending, const char *mode)
 {
-    (void)nothing;
-    char text[1024];
-    struct sockaddr_un from;
-    while (1) {
-        socklen_t size = sizeof from;
-        ssize_t n = recvfrom(control, text, sizeof text - 1, 0, (struct sockaddr *)&from, &size);
-        if (n <= 0)
-            return NULL;
-        text[n] = 0;
-        if (!strcmp(text, "\n"))
-            return NULL;
-        const char *answer = fake_dcam_command(text);
-        if (size > sizeof(sa_family_t))
-            sendto(control, answer, strlen(answer), MSG_DONTWAIT, (struct sockaddr *)&from, size);
-    }
+    char path[4096];
+    Dl_info self;
+    if (!dladdr(&ncameras, &self))
+        return NULL;
+    snprintf(path, sizeof path, "%s%s", self.dli_fname, ending);
+    int fd = open(path, (mode[1] ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_CLOEXEC);
+    return fd < 0 ? NULL : fdopen(fd, mode);
+}
+
+static void obey(char *line)
+{
+    line[strcspn(line, "\n")] = 0;
+    const char *answer = *line ? fake_dcam_command(line) : "";
+    if (!strncmp(answer, "not known", 9))
+        fprintf(stderr, "fake libdcamapi: %s\n", answer);
+}
+
+static void *listen_to_orders(void *of)
+{
+    FILE *fifo = of;
+    char line[512];
+    size_t used = 0;
+    struct pollfd both[2] = {{fileno(fifo), POLLIN, 0}, {control_pipe[0], POLLIN, 0}};
+    while (poll(both, 2, -1) >= 0 && !both[1].revents)
+        while (read(fileno(fifo), line + used, 1) == 1) {
+            if (line[used] != '\n' && used + 2 < sizeof line) {
+                used++;
+                continue;
+            }
+            line[used] = 0, used = 0;
+            obey(line);
+        }
+    fclose(fifo);
+    return NULL;
 }
 
 static void begin_control(void)
 {
-    const char *path = getenv("FAKE_DCAM_SOCKET");
-    struct sockaddr_un at = {.sun_family = AF_UNIX};
-    if (!path || !*path || strlen(path) >= sizeof at.sun_path)
+    FILE *fifo = beside(".control", "r+");
+    if (!fifo)
         return;
-    strcpy(at.sun_path, path);
-    strcpy(control_path, path);
-    unlink(path);
-    control = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (bind(control, (struct sockaddr *)&at, sizeof at) || pthread_create(&control_thread, NULL, listen_to_orders, 0)) {
-        close(control);
-        control = -1;
+    if (pipe2(control_pipe, O_CLOEXEC)) {
+        fclose(fifo);
+        return;
     }
+    control_runs = !pthread_create(&control_thread, NULL, listen_to_orders, fifo);
 }
 
 static void end_control(void)
 {
-    if (control < 0)
+    if (!control_runs)
         return;
-    struct sockaddr_un at = {.sun_family = AF_UNIX};
-    strcpy(at.sun_path, control_path);
-    sendto(control, "\n", 1, 0, (struct sockaddr *)&at, sizeof at);
+    control_runs = 0;
+    if (write(control_pipe[1], "", 1) < 0)
+        perror("fake libdcamapi");
     pthread_join(control_thread, NULL);
-    close(control);
-    unlink(control_path);
-    control = -1;
+    close(control_pipe[0]);
+    close(control_pipe[1]);
 }
 
 /* --- library and cameras ----------------------------------------------------------------------------------------- */
 
+static void add_camera(const char *model, const char *serial)
+{
+    for (size_t m = 0; m < sizeof MODELS / sizeof *MODELS; m++)
+        if (!strcmp(MODELS[m].key, model) && ncameras < MAX_CAMERAS) {
+            struct camera *c = &cameras[ncameras++];
+            memset(c, 0, sizeof *c);
+            c->model = &MODELS[m], c->plugged = 1;
+            snprintf(c->serial, sizeof c->serial, "%s", serial);
+        }
+}
+
 static void find_cameras(void)
 {
-    const char *wanted = getenv("FAKE_DCAM_CAMERAS");
-    char text[512];
-    snprintf(text, sizeof text, "%s", wanted && *wanted ? wanted : "flash4:000123,lightning:000456,fusion:000789");
-    char *rest = text, *one;
-    for (ncameras = 0; ncameras < MAX_CAMERAS && (one = strsep(&rest, ","));) {
-        char *colon = strchr(one, ':');
-        if (colon)
-            *colon = 0;
-        for (size_t m = 0; m < sizeof MODELS / sizeof *MODELS; m++)
-            if (!strcmp(MODELS[m].key, one)) {
-                struct camera *c = &cameras[ncameras++];
-                memset(c, 0, sizeof *c);
-                c->model = &MODELS[m], c->plugged = 1;
-                snprintf(c->serial, sizeof c->serial, "%s", colon ? colon + 1 : "000001");
-            }
-    }
+    FILE *file = beside(".conf", "r");
+    char line[512], model[32], serial[32];
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "camera %31s %31s", model, serial) == 2)
+            add_camera(model, serial);
+        else
+            obey(line);
+    if (file)
+        fclose(file);
+    if (!ncameras)
+        add_camera("flash4", "000123"), add_camera("lightning", "000456"), add_camera("fusion", "000789");
 }
 
 API DCAMERR dcamapi_init(DCAMAPI_INIT *p)
 {
-    static int found;
-    pthread_mutex_lock(&lock);
     if (p && p->size != (int32_t)sizeof *p)
-        return leave(INVALIDPARAM);
-    if (!found)
-        find_cameras(), found = 1;
+        return INVALIDPARAM;
+    if (!ncameras)
+        find_cameras();
+    pthread_mutex_lock(&lock);
     DCAMERR answer = (DCAMERR)used_up("init_error", 0);
     int there = 0;
     for (int i = 0; i < ncameras; i++)
@@ -383,7 +400,7 @@ API DCAMERR dcamapi_init(DCAMAPI_INIT *p)
     if (p)
         p->iDeviceCount = ncameras;
     pthread_mutex_unlock(&lock);
-    if (control < 0)
+    if (!control_runs)
         begin_control();
     return SUCCESS;
 }

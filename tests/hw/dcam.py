@@ -68,8 +68,8 @@ def fresh() -> Iterator[Fake]:
 
 
 @contextmanager
-def connected(fake: Fake, serial: str, buffer_bytes: int = 64_000_000, **options: Any) -> Iterator[Hamamatsu]:
-    backend = Hamamatsu(HamamatsuOptions(fake.path, serial, buffer_bytes=buffer_bytes, **options))
+def connected(fake: Fake, serial: str, memory: int = 64_000_000, **options: Any) -> Iterator[Hamamatsu]:
+    backend = Hamamatsu(HamamatsuOptions(fake.path, serial, memory=memory, **options))
     try:
         backend.connect()
         yield backend

@@ -312,7 +312,7 @@ def test_a_second_software_trigger_is_refused_while_busy(fake: Fake) -> None:
 
 
 def test_the_exposure_changes_on_the_fly(fake: Fake) -> None:
-    live_exposure = {p.name: p for p in Hamamatsu.parameters}["LiveExposure"]
+    live_exposure = {p.name: p for p in Hamamatsu.parameters}["LiveExposureTime"]
     with connected(fake, FLASH) as backend, Listener(backend.endpoints()) as listener:
         settings = replace(small(FLASH), frame_time=exposure(FLASH, 0.01))
         backend.arm(Series(1, backend.configure(settings), live=True))
@@ -325,7 +325,7 @@ def test_the_exposure_changes_on_the_fly(fake: Fake) -> None:
         wait_for("more", lambda: len(listener.frames()) > before + 5)
         times = [f.timestamp or 0.0 for f in listener.frames()]
         assert times[-1] - times[before - 1] > 0.1, "five exposures of 50 ms, the first may have begun before"
-        with pytest.raises(ConfigError, match="LiveExposure: 99 s is not between"):
+        with pytest.raises(ConfigError, match="LiveExposureTime: 99 s is not between"):
             live_exposure.set(backend, 99.0)
         fake.set(refuse=Prop.EXPOSURETIME, refuse_code=code(Code.ACCESSDENY))
         with pytest.raises(HardwareError, match="ACCESSDENY"):
@@ -341,8 +341,8 @@ def test_the_exposure_changes_on_the_fly(fake: Fake) -> None:
 
 def test_all_wrong_options_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_options(HamamatsuOptions, ["port = 99999", "buffer_bytes = 1", "library = "])
-    assert all(word in str(caught.value) for word in ("port", "buffer_bytes", "library"))
+        parse_options(HamamatsuOptions, ["port = 99999", "memory = 1", "library = "])
+    assert all(word in str(caught.value) for word in ("port", "memory", "library"))
 
 
 def test_the_port_stays_the_same_and_a_taken_one_is_told(fake: Fake) -> None:
@@ -351,7 +351,7 @@ def test_the_port_stays_the_same_and_a_taken_one_is_told(fake: Fake) -> None:
         backend.connect()
         assert backend.endpoints() == before
         port = int(before[0].rpartition(":")[2])
-        other = Hamamatsu(HamamatsuOptions(fake.path, LIGHTNING, port=port, buffer_bytes=64_000_000))
+        other = Hamamatsu(HamamatsuOptions(fake.path, LIGHTNING, port=port, memory=64_000_000))
         with pytest.raises(HardwareError, match=f"{port}.*in use"):
             other.connect()
         other.close()

@@ -97,7 +97,7 @@ def test_another_library() -> None:
     ],
 )
 def test_a_camera_that_cannot_be_had(fake: Fake, knobs: dict[str, float], words: str) -> None:
-    backend = Hamamatsu(HamamatsuOptions(fake.path, LIGHTNING, buffer_bytes=64_000_000))
+    backend = Hamamatsu(HamamatsuOptions(fake.path, LIGHTNING, memory=64_000_000))
     fake.set(**knobs)
     with pytest.raises(HardwareError, match=words):
         backend.connect()
@@ -227,7 +227,7 @@ def test_an_error_while_waiting(fake: Fake, backend: Hamamatsu, listener: Listen
 
 @pytest.mark.parametrize(
     ("knob", "error", "words"),
-    [("alloc_error", Code.NOMEMORY, "dcambuf_attach .* buffers: NOMEMORY .*set buffer_bytes to less")],
+    [("alloc_error", Code.NOMEMORY, "dcambuf_attach .* buffers: NOMEMORY .*set memory to less")],
 )
 def test_refused_when_armed(
     fake: Fake, backend: Hamamatsu, listener: Listener, knob: str, error: int, words: str
@@ -270,11 +270,11 @@ def test_no_receiver(fake: Fake) -> None:
 def test_arm_waits_until_the_sensor_is_cold(fake: Fake) -> None:
     with connected(fake, FLASH) as backend, Listener(backend.endpoints()) as listener:
         BY_NAME["Cooler"].set(backend, "on")  # type: ignore[misc]
-        BY_NAME["CoolingTimeout"].set(backend, LIMIT)  # type: ignore[misc]
-        assert BY_NAME["CoolerStatus"].get(backend) == "BUSY"
+        backend.knobs.cooling_timeout = LIMIT
+        assert BY_NAME["TemperatureStatus"].get(backend) == "BUSY"
         fake.set(cooling_speed=100)
         backend.arm(Series(1, backend.configure(small(FLASH))))
-        assert BY_NAME["CoolerStatus"].get(backend) == "READY"
+        assert BY_NAME["TemperatureStatus"].get(backend) == "READY"
         assert BY_NAME["SensorTemperature"].get(backend) == pytest.approx(-10, abs=1)
         backend.start()
         end(backend)
@@ -285,17 +285,17 @@ def test_a_sensor_that_does_not_get_cold(fake: Fake) -> None:
     fake.set(cooling_stuck=5, cooling_speed=1000)
     with connected(fake, FLASH) as backend, Listener(backend.endpoints()):
         BY_NAME["Cooler"].set(backend, "MAX")  # type: ignore[misc]
-        BY_NAME["CoolingTimeout"].set(backend, 0.5)  # type: ignore[misc]
+        backend.knobs.cooling_timeout = 0.5
         settings = backend.configure(small(FLASH))
         with pytest.raises(HardwareError, match=r"not reached its temperature within 0.5 s.*5.0 degC, cooler MAX BUSY"):
             backend.arm(Series(1, settings))
-        BY_NAME["CoolingTimeout"].set(backend, LIMIT)  # type: ignore[misc]
+        backend.knobs.cooling_timeout = LIMIT
         breaker = threading.Timer(0.3, backend.stop)
         breaker.start()
         with pytest.raises(HardwareError, match="stopped while the sensor was being cooled"):
             backend.arm(Series(2, settings))
         breaker.join()
-        BY_NAME["CoolingTimeout"].set(backend, 0.0)  # type: ignore[misc]
+        backend.knobs.cooling_timeout = 0.0
         backend.arm(Series(3, settings))
         backend.stop()
 
