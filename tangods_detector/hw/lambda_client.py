@@ -9,8 +9,9 @@ from typing import Any
 
 from tangods_detector.caller import Caller, Line
 from tangods_detector.hw.lambda_control import QUESTIONS, UnitOrders
+from tangods_detector.hw.lambda_series import UnitOptions
 from tangods_detector.hw.lambda_system import Description, Feature, LambdaSystem, Module, Value
-from tangods_detector.hw.lambda_unit import Unit, UnitOptions
+from tangods_detector.hw.lambda_unit import Unit
 from tangods_receiver.errors import HardwareError
 
 __all__ = ["LambdaUnit", "ModuleState", "UnitOptions", "UnitStatus"]
@@ -54,7 +55,8 @@ class UnitStatus:
     nframes: int = 0
     frames: int = 0
     starts: int = 0
-    fault: str = ""  # why the series will be in error
+    fault: str = ""  # why the series will be in error; it may go on all the same
+    halted: bool = False  # no more is asked of the hardware
     modules: Sequence[ModuleState] = ()
 
     @property
@@ -175,7 +177,7 @@ class LambdaUnit:
         """Until every module is busy, or has sent: triggers may come."""
         end = time.monotonic() + limit
         while (status := self.status()).starts < number:
-            if status.phase not in ("armed", "running") or status.fault:
+            if status.phase not in ("armed", "running") or status.halted:
                 raise HardwareError(f"{self._name}: {status.message or f'start {number} was not taken'}")
             if time.monotonic() > end:
                 raise HardwareError(f"{self._name}: start {number} is not taken after {limit:g} s")
@@ -222,7 +224,7 @@ class LambdaUnit:
 
     def _wait(self, phase: str, limit: float, what: str) -> None:
         end = time.monotonic() + limit
-        while (status := self.status()).phase == phase or (status.fault and status.phase in ("running", "ending")):
+        while (status := self.status()).phase == phase or (status.halted and status.phase in ("running", "ending")):
             if time.monotonic() > end:
                 raise HardwareError(f"{self._name}: {what} after {limit:g} s; {status.message}")
             time.sleep(PAUSE)

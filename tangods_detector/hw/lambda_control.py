@@ -12,8 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 from tangods_detector import __version__
+from tangods_detector.hw.lambda_series import UnitOptions
 from tangods_detector.hw.lambda_system import LambdaSystem
-from tangods_detector.hw.lambda_unit import Unit, UnitOptions
+from tangods_detector.hw.lambda_unit import Unit
 from tangods_detector.orders import Control, Orders, Refused, Request, flag, number, show, table, text, whole
 from tangods_receiver.errors import DaqError, HardwareError
 
@@ -157,7 +158,7 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
         level=logging.DEBUG if given.verbose else logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s"
     )
     host, port = given.stream
-    options = UnitOptions(host, port, given.first, given.memory << 20, lag=given.lag)
+    options = UnitOptions(host=host, port=port, first=given.first, memory=given.memory << 20, lag=given.lag)
     stop = threading.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda *_: stop.set())

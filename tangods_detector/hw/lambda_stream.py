@@ -97,6 +97,10 @@ class ModuleStreamer(Streamer):
         finally:
             self.blocked = False
 
+    def attend(self) -> None:
+        """Have libzmq let go of what it held for a receiver that went: it does so in our calls only."""
+        self._socket.getsockopt(zmq.EVENTS)
+
 
 class ModuleStream:
     """The thread and what others may read. `position` in the unit, `number` in the whole image; `look` gives what the
@@ -181,6 +185,11 @@ class ModuleStream:
         return self.phase in ("over", "done", "error")
 
     @property
+    def held(self) -> int:
+        """Frames that are with libzmq, and so not free in the ring."""
+        return len(self._lent)
+
+    @property
     def blocked(self) -> bool:
         """The receiver takes nothing."""
         return self.phase == "armed" and (self._streamer.blocked or len(self._lent) >= self._most)
@@ -206,7 +215,7 @@ class ModuleStream:
                 try:
                     course = self._inbox.get(timeout=0.1)
                 except queue.Empty:
-                    self._take_back()
+                    self._wait_for_some()
                     continue
                 self._serve(course)
         finally:
@@ -231,7 +240,7 @@ class ModuleStream:
             self._tell(exc)
         self.phase = "over"
         while not (course.ending.wait(LOOK) or self._closing.is_set()):
-            self._take_back()
+            self._wait_for_some()
         self._end()
 
     def _tell(self, exc: Exception) -> None:
@@ -358,7 +367,7 @@ class ModuleStream:
             self.incomplete += 1
             head = head[:-1] + b',"incomplete":true}'
         while len(self._lent) >= self._most and not self._abort.wait(0.001):
-            self._take_back()
+            self._wait_for_some()
         slot = self._free[-1]
         address = np.frombuffer(raw.pixels, np.uint8).__array_interface__["data"][0]
         if self._abort.is_set() or not streamer.lend(self._loans, slot, head, address, raw.pixels.nbytes):
@@ -374,6 +383,12 @@ class ModuleStream:
             self._free.append(slot)
             self._lent.pop(slot).release()
 
+    def _wait_for_some(self) -> None:
+        """The same, where nothing is sent meanwhile."""
+        if self._lent:
+            self._streamer.attend()
+            self._take_back()
+
     def _end(self) -> None:
         """The end message, and every frame back in the ring."""
         try:
@@ -382,7 +397,7 @@ class ModuleStream:
                 self.error = self.error or "the receiver took no end message"
             deadline = time.monotonic() + limit
             while self._lent and time.monotonic() < deadline and not self._closing.is_set():
-                self._take_back()
+                self._wait_for_some()
                 time.sleep(0.001)
             if self._lent:
                 self.error = self.error or f"{len(self._lent)} frames have not left after {limit:g} s"

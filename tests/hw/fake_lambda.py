@@ -60,11 +60,12 @@ def image(module, number, shape=SHAPE, depth=12):
 
 
 @contextmanager
-def unit(path, config_file, first=0, **options):
+def unit(path, config_file, first=0, connect=True, **options):
     """A unit in this process."""
     system = LambdaLibxsp(LibxspOptions(str(path), config_file))
-    with LambdaUnit.here(system, UnitOptions(port=0, first=first, **options)) as client:
-        client.describe()
+    with LambdaUnit.here(system, UnitOptions(**{"port": 0, "first": first, **options})) as client:
+        if connect:
+            client.describe()
         yield client
 
 

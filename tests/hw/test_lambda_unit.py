@@ -407,8 +407,8 @@ def test_frames_of_another_size(make):
     "fault, words",
     [
         ("unready", "lambda/2 is not ready, after 0.3 s"),
-        ("unsettled", "lambda/2 its high voltage is not settled, after 0.3 s"),
-        ("no_ram", "lambda/2 its RAM is not allocated, after 0.3 s"),
+        ("unsettled", "the high voltage of lambda/2 is not settled, after 0.3 s"),
+        ("no_ram", "the RAM of lambda/2 is not allocated, after 0.3 s"),
     ],
 )
 def test_a_module_that_is_not_ready(make, fake, fault, words):
@@ -527,6 +527,34 @@ def test_without_a_receiver_nothing_is_armed(make):
         assert over(client, listener, 3).phase == "done"
 
 
+def test_a_reset_in_the_middle_of_a_series(make, fake):
+    """What was open ends at once, and the next can be armed at once."""
+    client = make(1)
+    with Listener(client.endpoints()) as listener:
+        for series in (1, 2, 3):
+            set_up(client, 100_000)
+            arm(client, series, "", 100_000, modules=1)
+            client.start()
+            wait_for(lambda: client.status().frames > 5, LONG)
+            client.reset()
+            assert client.status().phase == "idle"
+            with pytest.raises(HardwareError, match="no thresholds"):
+                arm(client, 9, "", 5, modules=1)
+        wait_for(lambda: listener.ended(3), LONG)
+    assert fake.get("resets") == 3
+    given_back(fake, 1)
+
+
+def test_a_port_that_is_taken(path, tmp_path):
+    with zmq.Context() as context, context.socket(zmq.PUSH) as other:
+        port = other.bind_to_random_port("tcp://127.0.0.1")
+        with unit(path, config(tmp_path), connect=False, port=port - 1) as client:
+            wait_for(lambda: client.status().phase == "error", LONG)
+            assert f"cannot bind the stream to tcp://127.0.0.1:{port}" in client.status().message
+            other.close()
+            assert len(client.describe().modules) == len(client.endpoints()) == 2
+
+
 # --- stop ------------------------------------------------------------------------------------------------------------
 
 
@@ -572,7 +600,7 @@ def test_a_stop_while_a_module_is_waited_for(make, fake):
     fake.tell("unsettled", 1, 0)
     arm(client, 1, "", 5, wait=False, ready_limit=600)
     client.stop()
-    with pytest.raises(HardwareError, match="stopped; lambda/1 its high voltage is not settled"):
+    with pytest.raises(HardwareError, match="stopped; the high voltage of lambda/1 is not settled"):
         client.wait_armed(LONG)
 
 
@@ -662,6 +690,23 @@ def test_a_receiver_that_goes_and_comes_again(make, fake):
         assert over(client, listener, 1, 1).phase == "done"
     for frame in listener.frames():
         assert (np.frombuffer(frame.data, np.uint16).reshape(SHAPE) == image(0, frame.number + 1)).all()
+    given_back(fake, 1)
+
+
+def test_a_receiver_that_goes_while_it_takes_nothing(make, fake):
+    """The next one gets what comes from then on."""
+    client = make(1, ring=40, width=1024, height=512, options={"memory": 16 << 20})
+    set_up(client, 100_000)
+    with lazy_receiver(client.endpoints()):
+        arm(client, 1, "", 100_000, modules=1)
+        client.start()
+        wait_for(lambda: module(client).blocked, LONG)
+        sent = module(client).sent
+    with Listener(client.endpoints()) as listener:
+        wait_for(lambda: len(listener.frames()) > 20, LONG)
+        client.stop()
+        assert over(client, listener, 1, 1).phase == "done"
+    assert min(f.number for f in listener.frames()) >= sent
     given_back(fake, 1)
 
 
