@@ -149,13 +149,14 @@ class DetectorClient:
         metadata: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Path | None:
-        """Take a series and wait until it is in its file; returns the file's path on the receiver's computer (LastFilename;
-        one that does not begin with / is below the receiver's Root).
+        """Take a series and wait until it is in its file; returns the file's path on the receiver's computer, as
+        LastFilename says it: one that does not begin with / is below the receiver's Root.
 
         `n` frames for each of `triggers` triggers; `exposure` and `period` (from frame to frame; 0: as fast as
         possible) in s; `exposure`, `label` and `metadata` None: as they are set. `file` "": no file, and None is
-        returned; to a name that does not begin with / the property FilenamePattern applies. In `mode` SOFTWARE all triggers are given, one after the other; in EXTERNAL modes they are waited
-        for, at most `timeout` s (None: for ever).
+        returned; to a name that does not begin with / the property FilenamePattern applies. In `mode` SOFTWARE all
+        triggers are given, one after the other; in EXTERNAL modes they are waited for, at most `timeout` s (None: for
+        ever).
         Raises as the class says; IncompleteSeries (with `path`) where frames are missing or somebody stopped it."""
         try:
             self.arm(n, exposure, file, period=period, mode=mode, triggers=triggers, label=label, metadata=metadata)
