@@ -20,6 +20,7 @@ TEST = [
     "mypy==2.4.1",  # pinned: a new release may find something new
     "nexusformat",
     "pytest>=8",
+    "pytest-qt",
     "pytest-timeout",
     "pytest-xdist",  # tests wait more than they compute: two at a time take little more than half as long
     "selenium",  # drives Chromium, which looks at the live page
@@ -29,6 +30,7 @@ TEST = [
     "vermin",  # what runs on a detector's own computer keeps to its old Python
 ]
 SETUPTOOLS = "setuptools<81"  # taurus and sardana still import pkg_resources
+GUI = ["PyQt5==5.15.11", "pyqtgraph==0.13.7", "silx==3.1.3", "taurus==5.4.1", SETUPTOOLS]
 SARDANA = ["sardana==3.7.1", "sardana-config==3.7.1", "taurus==5.4.1", SETUPTOOLS]
 
 
@@ -61,7 +63,7 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering",
     ],
-    packages=find_packages(include=["tangods_detector*", "tangods_receiver*", "sardana_ctrl*"]),
+    packages=find_packages(include=["tangods_detector*", "tangods_receiver*", "sardana_ctrl*", "taurus_gui*"]),
     package_data={
         "sardana_ctrl": ["sardana.yaml", "*/*.py"],
         "tangods_detector.simulators": ["*.c", "*.h"],
@@ -97,14 +99,15 @@ setup(
         "bench": BENCH,
         "demo": DEMO,  # its picture, and a shell to go on with
         "fuzz": ["atheris==3.0.0 ; python_version >= '3.11'"],  # guided by coverage; without it fuzzing is random
-        "gui": ["PyQt5==5.15.11", "silx[full-no-qt]==3.1.3", "taurus==5.4.1", "taurus_pyqtgraph==0.9.9", SETUPTOOLS],
+        "gui": GUI,
         "sardana": SARDANA,
-        "test": [*TEST, *BENCH, *DEMO, *SARDANA],
+        "test": [*TEST, *BENCH, *DEMO, *GUI, *SARDANA],
     },
     entry_points={
         # Starter finds a server by the name of its process: script name = server name = class name
         "console_scripts": [
             "Detector = tangods_detector.device:main",
+            "detector-gui = taurus_gui.app:main",
             "StreamReceiver = tangods_receiver.device:main",
             "tangods-detector = tangods_detector.cli:main",
         ]
