@@ -178,9 +178,15 @@ class UnitSeries:
             if now > max(self._give_up_at, newest + self._limits.stop):
                 self.fault = self.fault or f"{late} did not come to an end after a stop"
                 self.give_up()
-        elif any(stream.over for stream in streams) and not any(stream.blocked for stream in streams):
+        elif self._some_are_through and not any(stream.blocked for stream in streams):
             if now - newest > self._limits.lag:
                 self.fail(f"{late} sent nothing for {self._limits.lag:g} s after the others were over")
+
+    @property
+    def _some_are_through(self) -> bool:
+        """Modules that are well have come to the end of the series: the others should, too."""
+        told = zip(self._streams, self._hardware.look.modules, strict=False)
+        return any(stream.over and not stream.error and one.connected and one.ready for stream, one in told)
 
     def _finish(self) -> None:
         self.fault = self.fault or _wrong(self._streams)

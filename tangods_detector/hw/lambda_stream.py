@@ -1,5 +1,8 @@
 """One module of a Lambda unit: its frames from the ring to the receiver, in a thread with a port of its own.
 
+Each module is a sender by itself, for the receiver joins the frames of several senders by their number: so no module
+waits for another, and libzmq has a thread for each.
+
 The pixels stay in the memory of the vendor's library: libzmq sends from there, and the frame is given back to the ring
 when libzmq is done with it."""
 

@@ -354,6 +354,10 @@ class Unit:
             if self._series is not None and not self._series.over:
                 self._series.finish_now(SETTLE)
             self._wait_for_rings("reset")
-            self._hardware.system.reset()
+            try:
+                self._hardware.system.reset()
+            except HardwareError as exc:
+                log.warning("reset: %s; connecting anew", exc)
+                self._connect()
         self._hardware.interrupt.clear()
         self._be("idle")

@@ -12,7 +12,7 @@
  * Faults, of a module (detector-wide ones with module 0):
  *   unready, unsettled, no_ram, restart (after so many frames it is only connected), silent (after so many it says
  *   nothing), broken (after so many xl_frame fails), lag (ms, random up to this), lose (percent), lose_one (a frame, from
- *   1), incomplete, missing, failed (every so manieth), ignore_start, refuse_start (code), deaf (xl_status fails),
+ *   1), incomplete, missing, failed (every so manieth), ignore_start, refuse_start (code), deaf (xl_status and xl_reset fail),
  *   refuse_set (code), cut (bytes that frames lack) */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -708,6 +708,8 @@ int xl_stop(xl_handle *h)
 
 int xl_reset(xl_handle *h)
 {
+    if (h->deaf)
+        return fail(XL_COMMUNICATION, "no answer from module 1");
     xl_stop(h);
     h->resets++, h->n_thresholds = 0;
     for (int k = 0; k < h->count; k++) {
