@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from tangods_detector.hw import andor_parameters
 from tangods_detector.hw.andor_frames import Numbers
 from tangods_detector.hw.andor_parameters import PARAMETERS
-from tangods_detector.hw.andor_pump import STOP_LIMIT, Pump, Run
+from tangods_detector.hw.andor_pump import STOP_LIMIT, Pump, Run, spare
 from tangods_detector.hw.andor_sdk import DEVICEINUSE, Camera, Library, SdkError
 from tangods_detector.hw.andor_settings import AndorOptions, Sensor, image_shape
 from tangods_detector.hw.base import Backend, DetectorInfo, Parameter, Phase, Status
@@ -41,6 +41,7 @@ class Andor(Backend):
         """ConfigError: the vendor's library is not there."""
         self._options = options
         self._library = Library.load(options.library)
+        self._opened = False  # the library, by us
         self._camera: Camera | None = None
         self._sensor: Sensor | None = None
         self._info: DetectorInfo | None = None
@@ -57,6 +58,7 @@ class Andor(Backend):
     def connect(self) -> DetectorInfo:
         self.close()
         self._library.open()
+        self._opened = True
         try:
             self._camera = self._find()
             self._sensor = Sensor(self._camera, self._options)
@@ -135,7 +137,8 @@ class Andor(Backend):
             ring.close()
         if camera is not None:
             camera.close()
-        if camera is not None or ring is not None:
+        opened, self._opened = self._opened, False
+        if opened:
             self._library.close()
 
     @property
@@ -186,7 +189,8 @@ class Andor(Backend):
 
     @property
     def free(self) -> int:
-        return self._ring.count - self._ring.held if self._ring is not None else 0
+        ring = self._ring
+        return max(0, ring.count - ring.held - spare(ring.count)) if ring is not None else 0
 
     # --- settings ----------------------------------------------------------------------------------------------------
 
@@ -271,7 +275,7 @@ class Andor(Backend):
         if not pump.is_alive():
             raise HardwareError("the thread that takes the frames has ended; see the log")
         status = pump.status
-        if status.phase is not Phase.ACQUIRING and now - self._looked >= LOOK * 0.9:
+        if status.phase not in (Phase.ACQUIRING, Phase.ERROR) and now - self._looked >= LOOK * 0.9:
             self._looked = now
             self.camera.get_bool("CameraAcquiring")  # raises when it is gone
         return status

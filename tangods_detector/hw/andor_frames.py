@@ -66,7 +66,9 @@ class Losses:
 
     def add(self, first: int, count: int) -> None:
         self.count += count
-        if len(self._ranges) < RANGES_MAX:
+        if self._ranges and self._ranges[-1][1] == first - 1:
+            self._ranges[-1] = (self._ranges[-1][0], first + count - 1)
+        elif len(self._ranges) < RANGES_MAX:
             self._ranges.append((first, first + count - 1))
 
     def __str__(self) -> str:
@@ -86,6 +88,7 @@ class Numbers:
         self.period, self._total = period, total
         self.losses = Losses()
         self.next = 0
+        self.dropped = 0  # frames that came and were not sent on
         self.damaged = 0  # frames that should have had ticks
         self.queued = 0  # buffers that the camera was given in this series
         self._events: deque[int] = deque()
@@ -120,6 +123,11 @@ class Numbers:
         return number
 
     _since = 0  # places since the frame whose ticks are known, its own included
+
+    def drop(self) -> None:
+        """The frame that came last is not sent on."""
+        self.dropped += 1
+        self.losses.add(self.next - 1, 1)
 
     def finish(self) -> None:
         """The camera has taken its last frame; what has not come is lost."""

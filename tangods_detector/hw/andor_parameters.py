@@ -200,6 +200,6 @@ PARAMETERS = (
         "How the camera packs pixels: Mono16, Mono12 or Mono12Packed; follows from Gain and the option packed",
         lambda b: text(b.camera, "PixelEncoding"),
     ),
-    Parameter("LostFrames", int, "Frames of this series that the camera took and lost", lambda b: b.lost),
-    Parameter("FreeBuffers", int, "Frames that the camera can still fill before it loses some", lambda b: b.free),
+    Parameter("LostFrames", int, "Frames of this series that were taken and are not in the stream", lambda b: b.lost),
+    Parameter("FreeBuffers", int, "Frames that can still wait to be sent before some are lost", lambda b: b.free),
 )

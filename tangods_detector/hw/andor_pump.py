@@ -98,11 +98,14 @@ class Run:
     def remark(self) -> str:
         """What was lost, as a sentence."""
         losses, words = self.numbers.losses, []
+        missed = losses.count - self.numbers.dropped
         if losses.count:
-            why = "it had no free buffer, because the receiver was too slow"
-            if self.overflows:
-                why = f"{why}, or its own memory was full (AT_ERR_HARDWARE_OVERFLOW, {self.overflows} times)"
-            words.append(f"{losses.count} frames were lost by the camera: {losses}; {why}")
+            words.append(f"{losses.count} frames were lost: {losses}")
+        if self.numbers.dropped:
+            words.append("the receiver was too slow, and the memory for frames was full")
+        if missed:
+            full = f", or its own memory was full (AT_ERR_HARDWARE_OVERFLOW {self.overflows} times)"
+            words.append(f"{missed} of them by the camera: it had no buffer{full if self.overflows else ''}")
         if self.numbers.damaged:
             words.append(f"{self.numbers.damaged} frames came with damaged metadata")
         return "; ".join(words)
@@ -220,14 +223,29 @@ class Pump(threading.Thread):
         run.over.set()
 
     def _prepare(self, run: Run, streamer: RingStreamer) -> None:
+        layout, o = run.layout, self._options
         run.camera.flush()
-        self._ring.back()
+        self._wait_for_room(o.send_timeout)
         for slot in self._ring.ours():
             self._queue(run, slot)
-        layout, o = run.layout, self._options
         streamer.begin(
             run.series, run.metadata, shape=layout.shape, dtype="uint16", codec=layout.codec, limit=o.send_timeout
         )
+
+    def _wait_for_room(self, limit: float) -> None:
+        """Of the series before frames may still be under way."""
+        deadline = time.monotonic() + limit
+        self._ring.back()
+        while not self._has_room:
+            if self._abort.is_set():
+                raise HardwareError("stopped before the receiver had taken the frames of the series before")
+            if time.monotonic() > deadline:
+                raise HardwareError(
+                    f"{self._ring.held} frames of the series before are not taken by the receiver within {limit:g} s; "
+                    "is it stuck? Restart it"
+                )
+            self._ring.wait(0.05)
+            self._ring.back()
 
     def _queue(self, run: Run, slot: int) -> None:
         run.camera.queue(self._ring.address(slot), run.layout.nbytes)
@@ -251,23 +269,22 @@ class Pump(threading.Thread):
         wait = run.camera.waiter()
         silence = Silence(run, self._options.frame_timeout)
         while not self._abort.is_set() and (total is None or numbers.next < total):
-            for slot in ring.back():
-                self._queue(run, slot)
-            free = ring.count - ring.held
-            self._starved = not free
+            self._take_back(run)
             self._fire(run)
-            if not free:  # nothing can come: ZeroMQ has all of them
-                silence.broken()
-                ring.wait(0.05)
-                continue
-            code, address = wait(WAIT if free > 2 or not ring.held else SOON)
+            code, address = wait(SOON if run.wanted else WAIT)
             if code == 0:
                 silence.broken()
                 slot = ring.slot(address)
                 ticks = ticks_of(ring.memory(slot, layout.nbytes)) if layout.hz else None
                 number = numbers.take(ticks)
                 run.fired = 0.0
-                if not streamer.send(
+                if not self._has_room:
+                    self._take_back(run)
+                self._starved = not self._has_room
+                if self._starved:
+                    numbers.drop()
+                    self._queue(run, slot)
+                elif not streamer.send(
                     ring,
                     slot,
                     number,
@@ -281,7 +298,8 @@ class Pump(threading.Thread):
                     limit=BACK_PRESSURE_LIMIT,
                 ):
                     return
-                run.frames += 1
+                else:
+                    run.frames += 1
             elif code == OVERFLOW:
                 run.overflows += 1
             elif code not in (TIMEDOUT, NODATA):
@@ -289,12 +307,24 @@ class Pump(threading.Thread):
             elif silence.is_the_end(code):
                 return
 
+    def _take_back(self, run: Run) -> None:
+        for slot in self._ring.back():
+            self._queue(run, slot)
+
+    @property
+    def _has_room(self) -> bool:
+        """One more frame may wait to be sent. The last few slots are always the camera's: if it had none it would lose
+        frames, and nobody would know which."""
+        ring = self._ring
+        return ring.count - ring.held > spare(ring.count)
+
     def _fire(self, run: Run) -> None:
-        """The next software trigger, when one is wanted, the camera is ready and has a buffer."""
+        """The next software trigger, when one is wanted, the camera is ready and its frame has room."""
         if not run.wanted:
             return
         with run.lock:
-            if run.wanted and not run.fired and self._ring.count > self._ring.held:
+            self._starved = not self._has_room
+            if run.wanted and not run.fired and not self._starved:
                 run.camera.command("SoftwareTrigger")
                 run.wanted -= 1
                 run.fired = time.monotonic()
@@ -335,6 +365,11 @@ class Silence:
         if run.mode is TriggerMode.EXTERNAL_SINGLE:
             return run.frames > 0
         return run.mode is TriggerMode.INTERNAL
+
+
+def spare(count: int) -> int:
+    """Slots of a ring that frames are never sent from."""
+    return max(1, min(8, count // 4))
 
 
 def _wait(done: Future[None], limit: float, what: str) -> None:

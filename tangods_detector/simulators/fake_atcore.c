@@ -83,7 +83,7 @@ struct camera {
     struct ring queued, done;
     pthread_t thread;
     int has_thread;
-    double epoch, changed, temperature; /* clock's zero; temperature was `temperature` when `changed` */
+    double started, epoch, changed, temperature; /* clock's zero; temperature was `temperature` when `changed` */
     long software, exposed, delivered, lost, ignored;
     long row_bytes, image_bytes;
     AT_U8 *painted[QUEUE];
@@ -566,7 +566,7 @@ static void *expose(void *argument)
     const int internal = is(c, L"TriggerMode", L"Internal"), start = is(c, L"TriggerMode", L"External Start");
     const int software = is(c, L"TriggerMode", L"Software"), gate = is(c, L"TriggerMode", L"External Exposure");
     const long total = is(c, L"CycleMode", L"Fixed") ? (long)int_of(c, L"FrameCount") : -1;
-    double begin = now(), ready = begin;
+    double begin = c->started, ready = begin;
     for (long n = 0; n != total; n++) {
         double exposure = real_of(c, L"ExposureTime"), period = 1 / real_of(c, L"FrameRate");
         if (internal || (start && n))
@@ -621,7 +621,7 @@ static int begin(struct camera *c)
     halt(c); /* of one that has come to its end */
     c->software = c->exposed = c->delivered = c->lost = c->ignored = c->overflow = 0;
     sim.edges = 0;
-    c->acquiring = 1;
+    c->acquiring = 1, c->started = now();
     find(c, L"CameraAcquiring")->value = 1;
     find(c, L"BufferOverflowEvent")->value = 0;
     if (pthread_create(&c->thread, NULL, expose, c)) {
@@ -647,6 +647,8 @@ static long total(const char *what)
     long sum = 0;
     for (int i = 0; i < sim.count; i++) {
         struct camera *c = sim.cameras[i];
+        if (!c->open)
+            continue;
         sum += !strcmp(what, "exposed")     ? c->exposed
                : !strcmp(what, "delivered") ? c->delivered
                : !strcmp(what, "lost")      ? c->lost
