@@ -100,9 +100,6 @@ int xl_get_double(xl_handle *handle, int module, const char *name, double *value
 int xl_get_doubles(xl_handle *handle, int module, const char *name, double *values, size_t size, size_t *count);
 int xl_get_string(xl_handle *handle, int module, const char *name, char *text, size_t size, size_t *count);
 
-/* pixel_mask of a module: frame_height x frame_width values, 0 where a pixel is good. */
-int xl_get_mask(xl_handle *handle, int module, uint32_t *values, size_t size, size_t *count);
-
 /* The settings among these, and voltage of a module. */
 int xl_set_int(xl_handle *handle, int module, const char *name, int64_t value);
 int xl_set_double(xl_handle *handle, int module, const char *name, double value);

@@ -345,17 +345,6 @@ int xl_get_string(xl_handle *h, int module, const char *name, char *text, size_t
     });
 }
 
-int xl_get_mask(xl_handle *h, int module, uint32_t *values, size_t size, size_t *count)
-{
-    return guarded([&] {
-        if (!h->has(module))
-            return no_name("pixel_mask");
-        auto told = h->receivers[module]->pixelMask();
-        std::vector<uint32_t> found(told.begin(), told.end());
-        return copy_out(found.data(), found.size(), values, size, count);
-    });
-}
-
 int xl_set_int(xl_handle *h, int module, const char *name, int64_t value)
 {
     return guarded([&] {

@@ -16,6 +16,7 @@ from tangods_detector.hw.lambda_series import UnitOptions
 from tangods_detector.hw.lambda_system import LambdaSystem
 from tangods_detector.hw.lambda_unit import Unit
 from tangods_detector.orders import Control, Orders, Refused, Request, flag, number, show, table, text, whole
+from tangods_receiver import security
 from tangods_receiver.errors import DaqError, HardwareError
 
 QUESTIONS = frozenset({"ping", "status", "get"})
@@ -133,6 +134,9 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     )
     add("--lag", default=10.0, type=float, metavar="S", help="waits for a silent module (default %(default)s s)")
     add("--lease", default=10.0, type=float, metavar="S", help="of a silent controller (default %(default)s s)")
+    add("--curve-key", default="", metavar="FILE", help="this unit's own .key_secret: streams are encrypted (CURVE)")
+    add("--curve-clients", default="", metavar="DIR", help="public keys of the receivers that may connect then")
+    add("--allow-peers", default="", metavar="LIST", help="addresses, networks that may connect [default: all]")
     add("-v", "--verbose", action="store_true", help="log decisions, too")
     add("--version", action="version", version=__version__)
     return parser
@@ -158,11 +162,19 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
         level=logging.DEBUG if given.verbose else logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s"
     )
     host, port = given.stream
-    options = UnitOptions(host=host, port=port, first=given.first, memory=given.memory << 20, lag=given.lag)
+    peers = [peer.strip() for peer in given.allow_peers.split(",") if peer.strip()]
     stop = threading.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda *_: stop.set())
     try:
+        options = UnitOptions(
+            host=host,
+            port=port,
+            first=given.first,
+            memory=given.memory << 20,
+            lag=given.lag,
+            guard=security.guard(given.curve_key, given.curve_clients, peers),
+        )
         with Unit(_system(given), options) as unit:
             with Control(UnitOrders(unit, given.lease), *given.control) as control:
                 try:

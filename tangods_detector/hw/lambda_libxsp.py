@@ -9,9 +9,6 @@ from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tangods_detector.hw.lambda_system import (
     READINGS,
     SETTINGS,
@@ -86,7 +83,6 @@ SIGNATURES: dict[str, list[Any]] = {
     "xl_get_double": [*_VALUE, POINTER(c_double)],
     "xl_get_doubles": [*_VALUE, POINTER(c_double), c_size_t, POINTER(c_size_t)],
     "xl_get_string": [*_VALUE, c_char_p, c_size_t, POINTER(c_size_t)],
-    "xl_get_mask": [c_void_p, c_int, POINTER(c_uint32), c_size_t, POINTER(c_size_t)],
     "xl_set_int": [*_VALUE, c_int64],
     "xl_set_double": [*_VALUE, c_double],
     "xl_set_doubles": [*_VALUE, POINTER(c_double), c_size_t],
@@ -216,18 +212,13 @@ class LambdaLibxsp(LambdaSystem):
         found = self._sized(f"reading {name}", "xl_get_string", ctypes.c_char, module, name.encode())
         return bytes(found.value).decode(errors="replace")
 
-    def pixel_mask(self, module: int) -> NDArray[np.uint32] | None:
-        shape = self._int(module, "frame_height"), self._int(module, "frame_width")
-        found = np.array(self._sized("reading pixel_mask", "xl_get_mask", c_uint32, module), np.uint32)
-        return found.reshape(shape) if found.size == shape[0] * shape[1] else None
-
-    def _sized(self, what: str, function: str, kind: Any, module: int, *name: bytes) -> Any:
+    def _sized(self, what: str, function: str, kind: Any, module: int, name: bytes) -> Any:
         """An array of as many as there are."""
         count = c_size_t(64)
         while True:
             size = count.value
             array = (kind * max(1, size))()
-            code = self._checked(function)(self._handle, module, *name, array, size, byref(count))
+            code = self._checked(function)(self._handle, module, name, array, size, byref(count))
             if code != SPACE or count.value <= size:
                 break
         if code:

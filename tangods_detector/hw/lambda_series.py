@@ -14,6 +14,7 @@ from tangods_detector.hw.lambda_stream import RANGES, Course, Job, Look, ModuleS
 from tangods_detector.hw.lambda_system import ModuleStatus
 from tangods_detector.orders import Refused
 from tangods_receiver.errors import HardwareError
+from tangods_receiver.security import Guard
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ PAUSE = 0.005  # s
 @dataclass(frozen=True)
 class UnitOptions:
     """Module k of the unit is sent at `port` + k (0: any free ones), and is number `first` + k of the whole image;
-    `memory` bytes of its frames may be with libzmq at a time.
+    `memory` bytes of its frames may be with libzmq at a time; `guard` (`security.guard`) says who may connect, None:
+    everybody.
 
     Limits in s: `start` for the hardware to begin, `stop` for it to end and for a receiver that takes nothing then,
     `lag` for a module that sends nothing after the others of the unit are over, `deaf` for a unit that does not tell of
@@ -33,6 +35,7 @@ class UnitOptions:
     port: int = 9010
     first: int = 0
     memory: int = 512 << 20
+    guard: Guard | None = None
     start: float = 5.0
     stop: float = 5.0
     lag: float = 10.0
@@ -41,13 +44,13 @@ class UnitOptions:
 
 class UnitSeries:
     """One arm. `phase` arming, armed, running, ending, done, error; `fault` why it will be in error; `halted` no more
-    is asked of the hardware; `starts` that the hardware has taken."""
+    is asked of the hardware, `stopped` what did not come is not missing; `starts` that the hardware has taken."""
 
     def __init__(self, hardware: Hardware, streams: Sequence[ModuleStream], job: Job, limits: UnitOptions) -> None:
         self.job = job
         self.phase = "arming"
         self.fault = ""
-        self.halted = False
+        self.halted = self.stopped = False
         self.starts = 0
         self._hardware, self._streams, self._limits = hardware, streams, limits
         self._course = Course(job)
@@ -69,7 +72,8 @@ class UnitSeries:
                 self.give_up()
         if wrong := _wrong(self._streams):
             self.fault, self.phase = wrong, "running"
-            self.halted, self._course.halted_at = True, time.monotonic()  # who has begun sends an end message
+            self.halted = self.stopped = True  # who has begun sends an end message
+            self._course.halted_at = time.monotonic()
             return
         log.info("series %d: armed, %d frames of %d modules", self.job.series, self.job.nframes, len(self._streams))
         self.phase = "armed"
@@ -115,11 +119,11 @@ class UnitSeries:
         ]
         return f"{', '.join(lazy)} did not begin, the start was ignored" if lazy else ""
 
-    def halt(self) -> None:
+    def halt(self, stopped: bool = True) -> None:
         """The hardware stops; what the rings hold is sent."""
         if self.halted or self.over:
             return
-        self.halted = True
+        self.halted, self.stopped = True, stopped
         self._give_up_at = time.monotonic() + self._limits.stop
         try:
             self._hardware.system.stop()
@@ -128,11 +132,11 @@ class UnitSeries:
             self.give_up()
         self._course.halted_at = time.monotonic()
 
-    def fail(self, sentence: str) -> None:
+    def fail(self, sentence: str, stopped: bool = True) -> None:
         """Stop; it ends in error."""
         self.fault = self.fault or sentence
         log.warning("series %d: %s", self.job.series, sentence)
-        self.halt()
+        self.halt(stopped)
 
     def give_up(self) -> None:
         """Nothing is waited for any longer, and what was not sent is lost."""
@@ -172,15 +176,24 @@ class UnitSeries:
         newest = max(stream.last for stream in streams)
         late = ", ".join(stream.name for stream in streams if not stream.over)
         if hardware.look.error and now - hardware.heard > self._limits.deaf:
-            self.fail(f"the unit does not tell of its modules: {hardware.look.error}")
+            self.fail(f"the unit does not tell of its modules: {hardware.look.error}", stopped=False)
             self.give_up()
         elif self.halted:
             if now > max(self._give_up_at, newest + self._limits.stop):
                 self.fault = self.fault or f"{late} did not come to an end after a stop"
                 self.give_up()
+        elif self._was_reset:
+            self.fail("no module is busy or ready: the hardware was restarted, or reset by hand", stopped=False)
         elif self._some_are_through and not any(stream.blocked for stream in streams):
             if now - newest > self._limits.lag:
-                self.fail(f"{late} sent nothing for {self._limits.lag:g} s after the others were over")
+                self.fail(f"{late} sent nothing for {self._limits.lag:g} s after the others were over", stopped=False)
+
+    @property
+    def _was_reset(self) -> bool:
+        """All modules of the unit are at their beginning again; where it is but one, the others go on."""
+        look = self._hardware.look
+        told = [one.busy or one.ready for one in look.modules]
+        return look.at > self._course.confirmed_at and bool(told) and not any(told)
 
     @property
     def _some_are_through(self) -> bool:
@@ -212,7 +225,7 @@ class UnitSeries:
         return min((self._behind(stream) for stream in self._streams), default=0)
 
     def _behind(self, stream: ModuleStream) -> int:
-        if self.halted:
+        if self.stopped:
             return stream.ledger.highest + 1
         if stream.over:
             return self.job.nframes
@@ -222,7 +235,7 @@ class UnitSeries:
         """What is not as it should be."""
         found = [self.fault]
         for stream in self._streams if self.phase in ("ending", "done", "error") else ():
-            missing, ranges = stream.missing(self.halted)
+            missing, ranges = stream.missing(self.stopped)
             if missing:
                 found.append(f"{stream.name}: {missing} of {self.job.nframes} frames missing: {_words(ranges)}")
             if stream.remark:
@@ -230,9 +243,9 @@ class UnitSeries:
         return "; ".join(dict.fromkeys(word for word in found if word))
 
 
-def told(stream: ModuleStream, status: ModuleStatus, halted: bool) -> dict[str, Any]:
+def told(stream: ModuleStream, status: ModuleStatus, stopped: bool) -> dict[str, Any]:
     """A module, for the status."""
-    missing, numbers = stream.missing(halted)
+    missing, numbers = stream.missing(stopped)
     flags = asdict(status)
     return {
         "module": stream.number,

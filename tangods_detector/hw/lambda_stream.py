@@ -28,6 +28,7 @@ from tangods_detector.streamer import LOOK, Streamer
 from tangods_receiver.errors import HardwareError
 from tangods_receiver.ledger import Ledger, Verdict
 from tangods_receiver.protocol import stins
+from tangods_receiver.security import Guard
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class Course:
 class ModuleStreamer(Streamer):
     """Sends memory that is lent, one message for each frame. Made, used and closed in one thread."""
 
-    def __init__(self, host: str, port: int, abort: threading.Event) -> None:
-        super().__init__(host, port, MESSAGES, 1, abort)
+    def __init__(self, host: str, port: int, abort: threading.Event, guard: Guard | None) -> None:
+        super().__init__(host, port, MESSAGES, 1, abort, guard)
 
     def lend(self, loans: Any, slot: int, head: bytes, address: int, nbytes: int) -> bool:
         """Waits while nobody is connected; False: not sent, because of `abort`."""
@@ -120,6 +121,7 @@ class ModuleStream:
         host: str,
         port: int,
         memory: int,
+        guard: Guard | None,
     ) -> None:
         self.number = number
         self.name = name
@@ -134,7 +136,7 @@ class ModuleStream:
         self.ledger = Ledger(0)
         self._system, self._position, self._look = system, position, look
         self._address = host, port
-        self._memory = memory
+        self._memory, self._guard = memory, guard
         self._inbox: queue.Queue[Course] = queue.Queue()
         self._closing = threading.Event()
         self._abort = threading.Event()
@@ -208,7 +210,7 @@ class ModuleStream:
 
     def _work(self, ready: Future[str]) -> None:
         try:
-            self._streamer = ModuleStreamer(*self._address, self._abort)
+            self._streamer = ModuleStreamer(*self._address, self._abort, self._guard)
         except HardwareError as exc:
             ready.set_exception(exc)
             return

@@ -11,9 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 Value = float | int | str | list[float] | list[int] | list[str]
 
 #: Settings of the detector, in the order in which they must be set; switches are ON or OFF. `set` knows these and, of a
@@ -179,10 +176,6 @@ class LambdaSystem(ABC):
     def next_frame(self, module: int, timeout: float) -> RawFrame | None:
         """The oldest that was not taken yet; None: there is none within `timeout` s. Holds no lock of Python while it
         waits. Frames of an earlier `start` do not come after a later one."""
-
-    def pixel_mask(self, module: int) -> NDArray[np.uint32] | None:
-        """Of the module's shape, 0 where a pixel is good; None: it is not told."""
-        return None
 
 
 def switch(on: bool) -> str:

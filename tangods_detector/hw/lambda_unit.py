@@ -154,7 +154,7 @@ class Unit:
     def status(self) -> dict[str, Any]:
         """As JSON has it; at most LOOK s old in a series, else LOOK_IDLE."""
         series, look = self._series, self._hardware.look
-        halted = series is not None and series.halted
+        stopped = series is not None and series.stopped
         known = look.modules or [UNKNOWN] * len(self._streams)
         sentences = [self._message, "" if series is None else series.sentence()]
         if look.error and not self._is_free:
@@ -167,8 +167,8 @@ class Unit:
             "frames": 0 if series is None else series.frames,
             "starts": 0 if series is None else series.starts,
             "fault": "" if series is None else series.fault,
-            "halted": halted,
-            "modules": [told(stream, one, halted) for stream, one in zip(self._streams, known, strict=False)],
+            "halted": series is not None and series.halted,
+            "modules": [told(stream, one, stopped) for stream, one in zip(self._streams, known, strict=False)],
             "accepted": self._accepted,
         }
 
@@ -277,6 +277,7 @@ class Unit:
                     host=options.host,
                     port=options.port and options.port + k,
                     memory=options.memory,
+                    guard=options.guard,
                 )
                 stream.open()
                 streams.append(stream)

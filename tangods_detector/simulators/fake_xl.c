@@ -534,19 +534,6 @@ int xl_get_string(xl_handle *h, int k, const char *name, char *text, size_t size
     return XL_OK;
 }
 
-int xl_get_mask(xl_handle *h, int k, uint32_t *values, size_t size, size_t *count)
-{
-    module *m = of(h, k);
-    if (!m)
-        return no_name("pixel_mask");
-    *count = (size_t)m->width * (size_t)m->height;
-    if (*count > size)
-        return fail(XL_SPACE, "%zu values", *count);
-    memset(values, 0, *count * sizeof *values);
-    values[k] = 2;
-    return XL_OK;
-}
-
 static int in_use(const module *m)
 {
     for (size_t k = 0; k < m->ring; k++)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from zmq.utils.garbage import gc
 
 from tangods_detector.hw.lambda_client import LambdaUnit
 from tangods_detector.hw.lambda_control import main
+from tangods_receiver import security
 from tangods_receiver.errors import HardwareError
 from tangods_receiver.protocol import SeriesEnd, SeriesStart
 from tests.contract import Listener
@@ -300,7 +302,9 @@ def test_a_silent_module_ends_the_series_at_last(make):
         client.start()
         status = over(client, listener, 1)
     assert status.phase == "error"
-    assert status.message == "lambda/2 sent nothing for 0.5 s after the others were over"
+    assert status.message == (
+        "lambda/2 sent nothing for 0.5 s after the others were over; lambda/2: 12 of 20 frames missing: 8-19"
+    )
     assert sorted(pixels_of(listener, 0)) == [*range(20)] and sorted(pixels_of(listener, 1)) == [*range(8)]
     set_up(client, 20)
     assert client.status().phase == "idle"
@@ -561,13 +565,38 @@ def test_a_reset_in_the_middle_of_a_series(make, fake):
 
 
 def test_a_port_that_is_taken(path, tmp_path):
-    with zmq.Context() as context, context.socket(zmq.PUSH) as other:
-        port = other.bind_to_random_port("tcp://127.0.0.1")
+    with socket.socket() as other:
+        port = _second_of_two(other)
         with unit(path, config(tmp_path), connect=False, port=port - 1) as client:
             wait_for(lambda: client.status().phase == "error", LONG)
             assert f"cannot bind the stream to tcp://127.0.0.1:{port}" in client.status().message
+            assert client.endpoints() == []
             other.close()
-            assert len(client.describe().modules) == len(client.endpoints()) == 2
+            assert len(client.describe().modules) == 2
+            assert client.endpoints() == [f"tcp://127.0.0.1:{port - 1}", f"tcp://127.0.0.1:{port}"]
+
+
+def _second_of_two(taken):
+    """Has this socket listen at a port; the one before it is free."""
+    for port in range(20_001, 60_000, 97):
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port - 1))
+                taken.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        taken.listen()
+        return port
+    raise AssertionError("no two ports are free")
+
+
+def test_who_may_connect(make):
+    """Refused connections are told where a receiver is missed."""
+    client = make(1, options={"guard": security.guard("", "", ["192.0.2.0/24"])})
+    set_up(client, 5)
+    with Listener(client.endpoints()):
+        with pytest.raises(HardwareError, match="no receiver connected to .* within 1 s.*Refused were: .*127.0.0.1"):
+            arm(client, 1, "", 5, modules=1, receiver_limit=1.0)
 
 
 # --- stop ------------------------------------------------------------------------------------------------------------
@@ -638,21 +667,21 @@ def lazy_receiver(endpoints):
     """Takes one message of each at first, then what it is asked for."""
     with zmq.Context() as context:
         sockets = [context.socket(zmq.PULL) for _ in endpoints]
-        for socket, endpoint in zip(sockets, endpoints, strict=True):
-            socket.linger, socket.rcvhwm, socket.rcvbuf = 0, 1, 4096
-            socket.connect(endpoint)
+        for pull, endpoint in zip(sockets, endpoints, strict=True):
+            pull.linger, pull.rcvhwm, pull.rcvbuf = 0, 1, 4096
+            pull.connect(endpoint)
         try:
             yield sockets
         finally:
-            for socket in sockets:
-                socket.close()
+            for pull in sockets:
+                pull.close()
 
 
 def test_a_slow_receiver_fills_the_ring_and_gets_every_pixel_of_what_was_kept(make, fake):
     """Frames of 1 MB do not hide in the kernel's buffers. Nothing that waits is overwritten."""
     client = make(1, ring=40, width=1024, height=512, options={"memory": 16 << 20})
     set_up(client, 200)
-    with lazy_receiver(client.endpoints()) as (socket,):
+    with lazy_receiver(client.endpoints()) as (pull,):
         arm(client, 1, "", 200, modules=1)
         client.start()
         wait_for(lambda: module(client).blocked, LONG)
@@ -660,7 +689,7 @@ def test_a_slow_receiver_fills_the_ring_and_gets_every_pixel_of_what_was_kept(ma
         assert fake.get("overflowed") > 100, "what finds no room in the ring is lost"
         assert client.status().phase == "running"
         numbers = []
-        while (head := json.loads((parts := socket.recv_multipart())[0]))["htype"] != "series_end":
+        while (head := json.loads((parts := pull.recv_multipart())[0]))["htype"] != "series_end":
             if head["htype"] == "image":
                 pixels = np.frombuffer(parts[1], np.uint16).reshape(512, 1024)
                 assert (pixels == image(0, head["frame"] + 1, (512, 1024))).all()

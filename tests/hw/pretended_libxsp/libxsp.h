@@ -140,7 +140,6 @@ public:
     virtual const Frame *frame(int timeout_ms) = 0;
     virtual void release(uint64_t number) = 0;
     virtual void release(const Frame *frame) = 0;
-    virtual std::vector<uint32_t> pixelMask() const = 0;
     virtual Position position() const = 0;
     virtual Rotation rotation() const = 0;
 };
