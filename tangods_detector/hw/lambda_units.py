@@ -104,6 +104,8 @@ class Units:
 
     def connect(self) -> None:
         """All units answer, and their modules make one detector. Those that are not initialised are."""
+        for unit in self._units:
+            unit.ping()  # has its answer at once, or is not there
         self.describe()
         if not all(status.ready for status in self.statuses()):
             self._wait_ready(1.0)
@@ -163,6 +165,16 @@ class Units:
         ]
         return f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} not ready" if found else ""
 
+    def lacking(self) -> str:
+        """The same, and modules whose memory is not allocated."""
+        found = [
+            f"the RAM of {m.name}{where} is not allocated"
+            for where, status in zip(self._places(), self.statuses(), strict=True)
+            for m in status.modules
+            if not m.ram_allocated
+        ]
+        return ", ".join(filter(None, (self.not_ready(), *found)))
+
     def sentence(self, statuses: list[UnitStatus]) -> str:
         """What units have to say; each counts its modules from lambda/1."""
         said = [f"{s.message}{where}" for where, s in zip(self._places(), statuses, strict=True) if s.message]
@@ -207,18 +219,23 @@ class Units:
 
     def configure(self, settings: Mapping[str, Value]) -> dict[str, Value]:
         """At all units; what they made of it. Refused: one of them cannot, in its own words."""
-        limit = self._options.ready_limit + 5.0
-        try:
-            self._all(lambda unit: unit.begin_configure(settings), lambda unit: unit.wait_configured(limit))
-        except HardwareError as exc:
-            if any(word in str(exc) for word in REFUSED):
-                raise Refused(str(exc)) from exc
-            raise
-        accepted = [unit.wait_configured(limit) for unit in self._units]
+        self._all(lambda unit: unit.begin_configure(settings), self._wait_configured)
+        accepted = [unit.wait_configured() for unit in self._units]
         for name in settings:
             if any(other[name] != accepted[0][name] for other in accepted[1:]):
                 raise HardwareError(f"{name}: the units have {', '.join(str(other[name]) for other in accepted)}")
         return accepted[0]
+
+    def _wait_configured(self, unit: LambdaUnit) -> None:
+        limit = self._options.ready_limit
+        try:
+            unit.wait_configured(limit)
+        except HardwareError as exc:
+            if any(word in str(exc) for word in REFUSED):
+                raise Refused(str(exc)) from exc
+            if lacking := self.lacking():
+                raise HardwareError(f"{lacking}, {limit:g} s after a setting") from exc
+            raise
 
     # --- a series ----------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class XLambda(Backend):
         self._begun = False
         self._status = Status(Phase.IDLE)
         self._looked = 0.0  # monotonic
+        self._lost = ""  # modules that are not ready though no series runs
         self.max_frames: int = 0
         self._accepted: dict[str, Value] = {}  # by the units, of what was set last
         self.knobs: Knobs = Knobs(lambda: self._there, self._changed)
@@ -83,7 +84,7 @@ class XLambda(Backend):
             self.close()
             raise
         first, options = units.modules[0], self._options
-        self._status = Status(Phase.IDLE)
+        self._status, self._lost = Status(Phase.IDLE), ""
         self._info = DetectorInfo(
             model=f"X-Spectrum Lambda, {len(units.modules)} module{'s' * (len(units.modules) > 1)}",
             serial_number=", ".join(m.serial_number for m in units.modules if m.serial_number),
@@ -191,7 +192,7 @@ class XLambda(Backend):
                 f"nTriggers, nFramesPerTrigger: {frames // self._counters} exposures of one start; the memory of a "
                 f"module holds {self.max_frames} (MaxFrames)"
             )
-        if not self._there.get("thresholds"):
+        if "thresholds" not in self.knobs.chosen and not self._there.get("thresholds"):
             raise ConfigError("no threshold is set since the detector was switched on: set Energy or Threshold first")
         if (wanted := self._hardware(settings))["frames_per_trigger"] != 1:
             try:
@@ -324,10 +325,10 @@ class XLambda(Backend):
             if phase_of(units.statuses()) not in ("idle", "done", "error"):  # it is being armed
                 units.stop(STOP_LIMIT)
             return
-        complete = self._look(units).phase is Phase.DONE
+        complete = self._look(units, series).phase is Phase.DONE
         if not complete:
             units.stop(STOP_LIMIT)
-        last = self._look(units)
+        last = self._look(units, series)
         self._series, self.knobs.running = None, False
         self._status = replace(last, phase=Phase.DONE if complete else Phase.IDLE)
 
@@ -340,43 +341,46 @@ class XLambda(Backend):
         if series is None:
             if now - self._looked >= LOOK:
                 self._looked = now
-                if lacking := units.not_ready():
-                    return Status(Phase.ERROR, message=f"{lacking}; the detector was restarted, or reset by hand")
+                self._lost = units.not_ready()
+            if self._lost:
+                return Status(Phase.ERROR, message=f"{self._lost}; the detector was restarted, or reset by hand")
             return self._status
         if now - self._looked >= LOOK:
             if series.live and self._begun:
                 units.start_again()
-            self._status = self._look(units)
+            self._status = self._look(units, series)
             self._looked = time.monotonic()
         return self._status
 
-    def _look(self, units: Units) -> Status:
+    def _look(self, units: Units, series: Series) -> Status:
         """Put together of all units."""
         statuses = units.statuses()
         phase = PHASES[phase_of(statuses)]
         if phase is Phase.ARMED and self._begun:
             phase = Phase.ACQUIRING  # a software trigger is waited for
         modules = modules_of(statuses)
+        incomplete = sum(m.incomplete for m in modules)
+        remark = f"{incomplete} frames of modules came with lost pixels" if incomplete and phase is Phase.DONE else ""
         return Status(
             phase,
-            frames=self._frames(statuses),
-            triggers=self._triggers(statuses),
-            message=units.sentence(statuses),
+            frames=_frames(statuses, series),
+            triggers=_triggers(statuses, series),
+            message="; ".join(filter(None, (units.sentence(statuses), remark))),
             blocked=any(m.blocked for m in modules),
         )
 
-    def _frames(self, statuses: list[UnitStatus]) -> int:
-        """Of all modules where the next trigger must wait for them; else of that which is ahead: a module that is late
-        or silent holds nobody up."""
-        assert self._series is not None
-        if self._series.settings.trigger_mode is TriggerMode.SOFTWARE:
-            return min(status.frames for status in statuses)
-        return max(min(m.sent + m.missing, status.nframes) for status in statuses for m in status.modules)
 
-    def _triggers(self, statuses: list[UnitStatus]) -> int:
-        assert self._series is not None
-        software = self._series.settings.trigger_mode is TriggerMode.SOFTWARE
-        return min(status.starts for status in statuses) if software else 0
+def _frames(statuses: list[UnitStatus], series: Series) -> int:
+    """Of all modules where the next trigger must wait for them; else of that which is ahead: a module that is late or
+    silent holds nobody up."""
+    if series.settings.trigger_mode is TriggerMode.SOFTWARE:
+        return min(status.frames for status in statuses)
+    return max(min(m.sent + m.missing, status.nframes) for status in statuses for m in status.modules)
+
+
+def _triggers(statuses: list[UnitStatus], series: Series) -> int:
+    software = series.settings.trigger_mode is TriggerMode.SOFTWARE
+    return min(status.starts for status in statuses) if software else 0
 
 
 def _refuse_what_it_has_not(settings: Settings) -> None:
