@@ -50,9 +50,10 @@ class TestEachDetector:
             parse_options(load_backend(name).Options, device["properties"].get("BackendOptions", []))
 
     def test_it_has_a_test_of_the_contract(self, name: str) -> None:
-        module = importlib.import_module(f"tests.hw.test_{name}")
+        file = f"test_{load_backend(name).__module__.rpartition('.')[2]}"
+        module = importlib.import_module(f"tests.hw.{file}")
         kinds = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, BackendContract)]
-        assert [kind for kind in kinds if kind is not BackendContract], f"tests/hw/test_{name}.py inherits no contract"
+        assert [kind for kind in kinds if kind is not BackendContract], f"tests/hw/{file}.py inherits no contract"
 
 
 def test_a_backend_of_another_package() -> None:
