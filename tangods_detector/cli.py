@@ -74,6 +74,7 @@ def demo(frames: int, rate: float, size: tuple[int, int], output: Path | None, k
 )
 @click.option("--endpoint", "-e", "endpoints", multiple=True, help="Where the stream is pulled from; repeatable.")
 @click.option("--root", help="Folder below which the receiver may write.")
+@click.option("--dry-run", is_flag=True, help="Only show what would change: - is in the database now, + would be.")
 def register(
     file: Path | None,
     instance: str,
@@ -83,14 +84,17 @@ def register(
     options: tuple[str, ...],
     endpoints: tuple[str, ...],
     root: str | None,
+    dry_run: bool,
 ) -> None:
     """Register a Detector and its StreamReceiver in the database that TANGO_HOST names; safe to repeat.
 
-    From the options below, or from FILE (YAML or JSON in dsconfig's form)."""
+    From the options below, or from FILE, YAML or JSON, for a whole beamline: `servers` and `classes` in dsconfig's
+    form, `starter` with run levels, `sardana` as sardana-config loads it; resources/registration.md has an example.
+    What FILE does not name stays; a property that is null goes."""
     import tango
 
     from tangods_detector.register import load_registration, pair
-    from tangods_detector.register import register as put
+    from tangods_detector.register import run as put
 
     if file:
         wanted = load_registration(file)
@@ -105,11 +109,28 @@ def register(
             {"Root": root, "Endpoints": list(endpoints)},
         )
     try:
-        changes = put(tango.Database(), wanted)
+        console.print(put(tango.Database(), wanted, dry_run), markup=False)
     except tango.DevFailed as exc:
         raise ConfigError(f"the Tango database does not answer (TANGO_HOST): {exc.args[0].desc}") from exc
-    for line in changes or ["nothing to change"]:
-        console.print(line)
+
+
+@main.command()
+@click.argument("servers", nargs=-1, metavar="[SERVER/INSTANCE]...")
+@click.option("--memorised", is_flag=True, help="Also what attributes were set to last.")
+@click.option("--sardana", metavar="DEVICE", help="Also the elements of the pools of this MacroServer.")
+def export(servers: tuple[str, ...], memorised: bool, sardana: str | None) -> None:
+    """Print what the database has of these servers (patterns too, such as 'Detector/*') as YAML for `register`.
+
+    Without servers: all of Detector and StreamReceiver."""
+    import tango
+
+    from tangods_detector.export import OURS, as_yaml
+    from tangods_detector.export import export as read
+
+    try:
+        click.echo(as_yaml(read(tango.Database(), servers or OURS, memorised, sardana)), nl=False)
+    except tango.DevFailed as exc:
+        raise ConfigError(f"the Tango database does not answer (TANGO_HOST): {exc.args[0].desc}") from exc
 
 
 @main.command()

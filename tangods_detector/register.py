@@ -1,41 +1,79 @@
-"""Put servers, devices and their properties into a Tango database; safe to repeat."""
+"""Put servers, devices, their properties and run levels into a Tango database; safe to repeat."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tango
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tangods_detector import pools
 from tangods_receiver.errors import ConfigError
 
 Value = str | int | float | bool
+Lines = Value | list[Value] | None  # None and []: not in the database
+ADDED = "added to"
+CONTROLLED = 1  # DbServerInfo.mode: by Starter
 
 
-class DeviceEntry(BaseModel):
-    """One device: its properties (a value, or a list of lines) and its alias."""
+def _lines(value: Lines) -> list[str]:
+    if value is None:
+        return []
+    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+
+
+class ClassEntry(BaseModel):
+    """Properties of a class: a value, or a list of lines; null: to be removed."""
 
     model_config = ConfigDict(extra="forbid")
 
-    properties: dict[str, Value | list[Value]] = {}
+    properties: dict[str, Lines] = {}
+
+
+class DeviceEntry(ClassEntry):
+    """One device: its properties, those of its attributes (`__value`: the memorised set point), its alias."""
+
+    attribute_properties: dict[str, dict[str, Lines]] = {}
     alias: str = ""
 
-    def lines(self, name: str) -> list[str]:
-        value = self.properties[name]
-        return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+
+class StarterEntry(BaseModel):
+    """What the Starter of one host does: directories that it looks for servers in (those that it has stay), and the
+    run level of each server, 1 first; 0: only on request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: list[str] = []
+    levels: dict[str, Annotated[int, Field(ge=0, le=99)]] = {}
+
+    @field_validator("levels")
+    @classmethod
+    def _server_names(cls, levels: dict[str, int]) -> dict[str, int]:
+        for name in levels:
+            if name.count("/") != 1 or not all(name.split("/")):
+                raise ValueError(f"{name!r} is not server/instance")
+        return levels
 
 
 class Registration(BaseModel):
-    """What to register, in dsconfig's form: servers -> server -> instance -> class -> device -> properties, alias.
-
-    The form is that of the dsconfig package on PyPI; this understands the part that servers need."""
+    """What to register. `servers` (server -> instance -> class -> device) and `classes` are in the form of the dsconfig
+    package on PyPI; `starter` (host -> path, run levels; localhost: this one) and `sardana` (what sardana-config loads)
+    are beside it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    servers: dict[str, dict[str, dict[str, dict[str, DeviceEntry]]]]
+    servers: dict[str, dict[str, dict[str, dict[str, DeviceEntry]]]] = {}
+    classes: dict[str, ClassEntry] = {}
+    starter: dict[str, StarterEntry] = {}
+    sardana: dict[str, Any] = {}
 
     @field_validator("servers")
     @classmethod
@@ -55,6 +93,23 @@ class Registration(BaseModel):
                 for klass, devices in classes.items():
                     for device, entry in devices.items():
                         yield f"{server}/{instance}", klass, device, entry
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference: `what` of `where` is `before` in the database, and `after` in the file; `apply` makes it so."""
+
+    where: str
+    what: str
+    before: list[str]
+    after: list[str]
+    apply: Callable[[], object]
+
+    def __str__(self) -> str:
+        """In a line, as it is told when it is done."""
+        if not self.after:
+            return f"{self.where}: {self.what} removed"
+        return f"{self.where}: {self.what}{' ' if self.what == ADDED else ' = '}{', '.join(self.after)}"
 
 
 def load_registration(path: Path) -> Registration:
@@ -98,16 +153,65 @@ def pair(
     )
 
 
+def difference(changes: Iterable[Change]) -> str:
+    """What would change, line by line: - is in the database now, + would be."""
+    said, where = [], ""
+    for change in changes:
+        if change.where != where:
+            where = change.where
+            said.append(where)
+        said.append(f"  {change.what}")
+        lines = difflib.ndiff(change.before, change.after)
+        said += [f"    {line}" for line in lines if not line.startswith("?")]
+    return "\n".join(said)
+
+
 def register(db: tango.Database, registration: Registration) -> list[str]:
     """Make the database hold this; returns a line for each thing changed (empty: all was there already).
 
-    ConfigError: a device name or alias belongs to something else. Properties not named are left alone."""
+    Raises as `plan` does, and has changed nothing then."""
+    changes = plan(db, registration)
+    for change in changes:
+        change.apply()
+    return [str(change) for change in changes]
+
+
+def run(db: tango.Database, registration: Registration, dry_run: bool = False) -> str:
+    """All that the file asks for, `sardana` too; returns what was done, or (`dry_run`) what would change."""
+    if dry_run:
+        said = difference(plan(db, registration)).splitlines()
+    else:
+        said = register(db, registration)
+    said = said or ["nothing to change"]
+    if registration.sardana:
+        said.append(pools.load(address(db), registration.sardana, dry_run))
+    return "\n".join([*said, *(["nothing was written"] if dry_run else [])])
+
+
+def address(db: tango.Database) -> str:
+    """host:port of the database, as TANGO_HOST."""
+    return f"{db.get_db_host()}:{db.get_db_port()}"
+
+
+def plan(db: tango.Database, registration: Registration) -> list[Change]:
+    """What is to be changed, in this order. `sardana` is not looked at: sardana-config does that.
+
+    ConfigError: a device name or alias belongs to something else, or a server with a run level is not registered.
+    What the registration does not name is left alone."""
     entries = list(registration.devices())
     for server, klass, device, entry in entries:
         _refuse_foreign(db, server, klass, device, entry)
-    changes = []
+    changes: list[Change] = []
+    for klass, of_class in registration.classes.items():
+        changes += _class_properties(db, klass, of_class)
     for server, klass, device, entry in entries:
-        changes += _device(db, server, klass, device) + _properties(db, device, entry) + _alias(db, device, entry)
+        changes += _device(db, server, klass, device)
+        changes += _properties(db, device, entry.properties)
+        changes += _attribute_properties(db, device, entry)
+        changes += _alias(db, device, entry)
+    known = {server.lower() for server, *_ in entries}
+    for host, starter in registration.starter.items():
+        changes += _starter(db, socket.gethostname() if host == "localhost" else host, starter, known)
     return changes
 
 
@@ -144,27 +248,91 @@ def _alias_owner(db: tango.Database, alias: str) -> str:
         return ""
 
 
-def _device(db: tango.Database, server: str, klass: str, device: str) -> list[str]:
+def _device(db: tango.Database, server: str, klass: str, device: str) -> list[Change]:
     if _found(db, device):
         return []
     info = tango.DbDevInfo()
     info.server, info._class, info.name = server, klass, device
-    db.add_device(info)
-    return [f"{device}: added to server {server}, class {klass}"]
+    return [Change(device, ADDED, [], [f"server {server}, class {klass}"], partial(db.add_device, info))]
 
 
-def _properties(db: tango.Database, device: str, entry: DeviceEntry) -> list[str]:
-    if not entry.properties:
-        return []
-    held = db.get_device_property(device, list(entry.properties))
-    changed = {n: entry.lines(n) for n in entry.properties if list(held[n]) != entry.lines(n)}
-    if changed:
-        db.put_device_property(device, changed)
-    return [f"{device}: {name} = {', '.join(lines)}" for name, lines in changed.items()]
+def _differing(
+    where: str,
+    wanted: Mapping[str, Lines],
+    held: Mapping[str, Iterable[str]],
+    put: Callable[[dict[str, list[str]]], object],
+    delete: Callable[[str], object],
+) -> list[Change]:
+    changes = []
+    for name, value in wanted.items():
+        before, after = list(held.get(name, [])), _lines(value)
+        if before != after:
+            apply = partial(put, {name: after}) if after else partial(delete, name)
+            changes.append(Change(where, name, before, after, apply))
+    return changes
 
 
-def _alias(db: tango.Database, device: str, entry: DeviceEntry) -> list[str]:
+def _class_properties(db: tango.Database, klass: str, entry: ClassEntry) -> list[Change]:
+    held = db.get_class_property(klass, list(entry.properties)) if entry.properties else {}
+    put, delete = partial(db.put_class_property, klass), partial(db.delete_class_property, klass)
+    return _differing(f"class {klass}", entry.properties, held, put, delete)
+
+
+def _properties(db: tango.Database, device: str, wanted: Mapping[str, Lines]) -> list[Change]:
+    held = db.get_device_property(device, list(wanted)) if wanted else {}
+    put, delete = partial(db.put_device_property, device), partial(db.delete_device_property, device)
+    return _differing(device, wanted, held, put, delete)
+
+
+def _attribute_properties(db: tango.Database, device: str, entry: DeviceEntry) -> list[Change]:
+    names = list(entry.attribute_properties)
+    held = db.get_device_attribute_property(device, names) if names else {}
+    changes = []
+    for name, wanted in entry.attribute_properties.items():
+
+        def put(values: dict[str, list[str]], name: str = name) -> None:
+            db.put_device_attribute_property(device, {name: values})
+
+        def delete(key: str, name: str = name) -> None:
+            db.delete_device_attribute_property(device, {name: [key]})
+
+        changes += _differing(f"{device}/{name}", wanted, held.get(name, {}), put, delete)
+    return changes
+
+
+def _alias(db: tango.Database, device: str, entry: DeviceEntry) -> list[Change]:
     if not entry.alias or _alias_owner(db, entry.alias) == device.lower():
         return []
-    db.put_device_alias(device, entry.alias)
-    return [f"{device}: alias {entry.alias}"]
+    return [Change(device, "alias", [], [entry.alias], partial(db.put_device_alias, device, entry.alias))]
+
+
+# --- Starter ---------------------------------------------------------------------------------------------------------
+
+
+def _starter(db: tango.Database, host: str, entry: StarterEntry, known: set[str]) -> list[Change]:
+    admin = f"tango/admin/{host}"
+    changes = []
+    if entry.path:
+        changes += _device(db, f"Starter/{host}", "Starter", admin)
+        held = [line for line in db.get_device_property(admin, "StartDsPath")["StartDsPath"] if line]
+        changes += _properties(db, admin, {"StartDsPath": [*held, *(p for p in entry.path if p not in held)]})
+    for server, level in entry.levels.items():
+        if server.lower() not in known and not list(db.get_server_class_list(server)):
+            raise ConfigError(f"starter: {host}: {server} is not registered: name it below servers, or correct it")
+        # not get_server_info: it cannot read what PyDatabaseds answers where there is nothing
+        _, where, mode, now, *_ = db.command_inout("DbGetServerInfo", server)
+        before = [f"{where}, run level {now}"] if mode.strip() == str(CONTROLLED) else []
+        after = [f"{host}, run level {level}"]
+        if before != after:
+            changes.append(
+                Change(f"server {server}", "Starter", before, after, partial(_put_level, db, host, server, level))
+            )
+    return changes
+
+
+def _put_level(db: tango.Database, host: str, server: str, level: int) -> None:
+    info = tango.DbServerInfo()
+    info.name, info.host, info.mode, info.level = server, host, CONTROLLED, level
+    db.put_server_info(info)
+    with suppress(tango.DevFailed):  # it reads the database when it starts, or now
+        tango.DeviceProxy(f"tango://{address(db)}/tango/admin/{host}").command_inout("UpdateServersInfo")

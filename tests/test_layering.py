@@ -16,7 +16,17 @@ MODULES = {
     for package in ("tangods_receiver", "tangods_detector", "sardana_ctrl", "taurus_gui")
     for path in sorted((TOP / package).rglob("*.py"))
 }
-RIM = ("device", "receiver", "tango_edge", "cli", "demo", "register", "localtango", "client")  # modules that may know Tango
+RIM = (
+    "device",
+    "receiver",
+    "tango_edge",
+    "cli",
+    "demo",
+    "register",
+    "localtango",
+    "client",
+    "export",
+)  # modules that may know Tango
 # Modules that may know h5py: nothing of a frame's way.
 READ_FILES = ("nexus", "arrays", "masters", "assembled", "assemble", "recovery", "h5fields", "demo", "tables")
 OURS = ("tangods_receiver", "tangods_detector")
