@@ -52,6 +52,11 @@ class Plan:
     def total(self) -> int | None:
         return self.series.n_frames
 
+    @property
+    def free(self) -> bool:
+        """The camera needs no triggers."""
+        return self.series.settings.trigger_mode is TriggerMode.INTERNAL
+
 
 class Run(threading.Thread):
     """Owns the stream, and the camera while it captures. `begin`, `go` and `halt` wait for it, for a bounded time."""
@@ -176,8 +181,10 @@ class Run(threading.Thread):
                 codec=plan.codec,
                 limit=plan.start_limit,
             )
+            if not plan.free:
+                self._start(camera)  # armed: a client sends edges as soon as it sees RUNNING
         except Exception as exc:
-            quietly(camera.release)
+            self._stand_still(camera)
             self._phase = Phase.IDLE
             self._idle.set()
             started.set_exception(exc)
@@ -206,22 +213,29 @@ class Run(threading.Thread):
         while not self._go.wait(0.02) and not self._abort.is_set():
             pass
         try:
-            if not self._abort.is_set():
-                self._waiter = camera.waiter()
-                camera.start()
-                self._phase = Phase.ACQUIRING
-                self._begun.set()
-                self._take(plan, camera, self._waiter)
-                camera.stop()
-        except BaseException:
-            quietly(camera.stop)
-            raise
+            if self._abort.is_set():
+                return
+            waiter = self._waiter or self._start(camera)
+            self._phase = Phase.ACQUIRING
+            self._begun.set()
+            self._take(plan, camera, waiter)
+            camera.stop()
         finally:
-            with self._ending:
-                waiter, self._waiter = self._waiter, None
-            if waiter is not None:
-                waiter.close()
-            quietly(camera.release)
+            self._stand_still(camera)
+
+    def _start(self, camera: Camera) -> Waiter:
+        self._waiter = waiter = camera.waiter()
+        camera.start()
+        return waiter
+
+    def _stand_still(self, camera: Camera) -> None:
+        """Whatever happened."""
+        quietly(camera.stop)
+        with self._ending:
+            waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.close()
+        quietly(camera.release)
 
     def _take(self, plan: Plan, camera: Camera, waiter: Waiter) -> None:
         """Frames as they come, until all are there or somebody stops. HardwareError: the camera is lost."""
@@ -229,6 +243,7 @@ class Run(threading.Thread):
         place = 0  # in the capture, of the next frame to send
         told_at = 0.0
         capturing = True
+        heard = False  # the library: it tells of lost frames before it tells of one that came
         while not self._abort.is_set() and (total is None or numbers.next < total):
             count = camera.transferred()
             if capturing and total is not None and numbers.next + count - place >= total:
@@ -238,7 +253,7 @@ class Run(threading.Thread):
             ring.guard(count, camera.transferred)
             place = ring.place(place, count)
             self.waiting = count - place
-            if place < count:
+            if place < count and heard:
                 if ring.has_room(place) and self._send(plan, camera, place):
                     place += 1
                     self._blocked = False
@@ -248,6 +263,7 @@ class Run(threading.Thread):
                     ring.ring.wait(FULL)
                 continue
             code = waiter.wait(LOOK)
+            heard = heard or code == NO_ERROR or (code == Code.TIMEOUT and place < count)
             if code in LOST:
                 numbers.told, told_at = numbers.told + 1, time.monotonic()
             elif code not in (NO_ERROR, Code.TIMEOUT, Code.ABORT) and not self._abort.is_set():
@@ -257,7 +273,7 @@ class Run(threading.Thread):
 
     def _no_more_come(self, plan: Plan, told_at: float) -> bool:
         """What the library told to be lost are the last frames that were to come: no trigger will bring more."""
-        if plan.total is None or plan.series.settings.trigger_mode is TriggerMode.INTERNAL:
+        if plan.total is None or plan.free:
             return False
         late = time.monotonic() - told_at > TOLD_LIMIT + 2 * plan.period
         return late and self.numbers.next + self.numbers.told >= plan.total

@@ -2,7 +2,7 @@
    that drive a camera.
 
    Test only: commands, one a line. They come from the file `<this library>.conf` when the library is first initialised,
-   through the FIFO `<this library>.control` while it is (if that is there), or by fake_dcam_command in the same process:
+   through the FIFO `<this library>.control` from then on (if that is there), or by fake_dcam_command in the same process:
      camera MODEL SERIAL      one more camera: flash4, fusion, lightning; only in the file
      edge N [PERIOD [WIDTH]]  N edges, or gates, come at the trigger input
      set KNOB VALUE           something goes wrong, or differs; the knobs are in fake_dcam_camera.h
@@ -27,8 +27,7 @@ struct waiter {
 
 #define MAX_CAMERAS 8
 static struct camera cameras[MAX_CAMERAS];
-static int ncameras, initialised, control_runs, control_pipe[2];
-static pthread_t control_thread;
+static int ncameras, initialised;
 
 /* --- time -------------------------------------------------------------------------------------------------------- */
 
@@ -317,8 +316,8 @@ static void *listen_to_orders(void *of)
     FILE *fifo = of;
     char line[512];
     size_t used = 0;
-    struct pollfd both[2] = {{fileno(fifo), POLLIN, 0}, {control_pipe[0], POLLIN, 0}};
-    while (poll(both, 2, -1) >= 0 && !both[1].revents)
+    struct pollfd one = {fileno(fifo), POLLIN, 0};
+    while (poll(&one, 1, -1) >= 0 || errno == EINTR)
         while (read(fileno(fifo), line + used, 1) == 1) {
             if (line[used] != '\n' && used + 2 < sizeof line) {
                 used++;
@@ -331,28 +330,17 @@ static void *listen_to_orders(void *of)
     return NULL;
 }
 
+/* From the first initialisation on, as long as the process lives: a camera can be plugged in when there is none. */
 static void begin_control(void)
 {
+    pthread_t thread;
     FILE *fifo = beside(".control", "r+");
     if (!fifo)
         return;
-    if (pipe2(control_pipe, O_CLOEXEC)) {
+    if (pthread_create(&thread, NULL, listen_to_orders, fifo))
         fclose(fifo);
-        return;
-    }
-    control_runs = !pthread_create(&control_thread, NULL, listen_to_orders, fifo);
-}
-
-static void end_control(void)
-{
-    if (!control_runs)
-        return;
-    control_runs = 0;
-    if (write(control_pipe[1], "", 1) < 0)
-        perror("fake libdcamapi");
-    pthread_join(control_thread, NULL);
-    close(control_pipe[0]);
-    close(control_pipe[1]);
+    else
+        pthread_detach(thread);
 }
 
 /* --- library and cameras ----------------------------------------------------------------------------------------- */
@@ -388,7 +376,7 @@ API DCAMERR dcamapi_init(DCAMAPI_INIT *p)
     if (p && p->size != (int32_t)sizeof *p)
         return INVALIDPARAM;
     if (!ncameras)
-        find_cameras();
+        find_cameras(), begin_control();
     pthread_mutex_lock(&lock);
     DCAMERR answer = (DCAMERR)used_up("init_error", 0);
     int there = 0;
@@ -399,10 +387,7 @@ API DCAMERR dcamapi_init(DCAMAPI_INIT *p)
     initialised = 1;
     if (p)
         p->iDeviceCount = ncameras;
-    pthread_mutex_unlock(&lock);
-    if (!control_runs)
-        begin_control();
-    return SUCCESS;
+    return leave(SUCCESS);
 }
 
 API DCAMERR dcamdev_close(HDCAM h);
@@ -412,7 +397,6 @@ API DCAMERR dcamapi_uninit(void)
     for (int i = 0; i < ncameras; i++)
         if (cameras[i].opened)
             dcamdev_close(&cameras[i]);
-    end_control();
     pthread_mutex_lock(&lock);
     initialised = 0;
     return leave(SUCCESS);

@@ -227,14 +227,17 @@ def test_an_error_while_waiting(fake: Fake, backend: Hamamatsu, listener: Listen
 
 @pytest.mark.parametrize(
     ("knob", "error", "words"),
-    [("alloc_error", Code.NOMEMORY, "dcambuf_attach .* buffers: NOMEMORY .*set memory to less")],
+    [
+        ("alloc_error", Code.NOMEMORY, "dcambuf_attach .* buffers: NOMEMORY .*set memory to less"),
+        ("start_error", Code.NORESOURCE, r"dcamcap_start: NORESOURCE \(0x80000201\)"),
+    ],
 )
 def test_refused_when_armed(
     fake: Fake, backend: Hamamatsu, listener: Listener, knob: str, error: int, words: str
 ) -> None:
     fake.set(**{knob: code(error)})
     with pytest.raises(HardwareError, match=words):
-        begin(backend)
+        begin(backend, trigger_mode=TriggerMode.EXTERNAL_SINGLE)
     assert backend.status().phase is Phase.IDLE
     good(backend, listener)
 
