@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,20 @@ def test_every_function_is_exported() -> None:
     library = ctypes.CDLL(str(build.build("fake_dcam.c")))
     for name in (*dcam.FUNCTIONS, "dcambuf_alloc", "dcambuf_copyframe", "dcamprop_setvalue"):
         assert getattr(library, name)
+
+
+def test_a_sanitised_library_finds_nothing(tmp_path: Path) -> None:
+    """Addresses, use after the end and undefined behaviour, in all that the backend does with it."""
+    library = build.build("fake_dcam.c", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), tmp_path)
+    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    env = {
+        **os.environ,
+        "LD_PRELOAD": runtime.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    command = [sys.executable, "-m", "tests.hw.hamamatsu_series", str(library)]
+    top = Path(__file__).parent.parent.parent
+    done = subprocess.run(command, cwd=top, env=env, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0 and "ERROR: AddressSanitizer" not in done.stderr, done.stderr[-4000:]
+    assert done.stdout.strip() == "42 series"
