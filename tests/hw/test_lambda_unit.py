@@ -770,9 +770,9 @@ def test_an_end_in_the_middle_of_a_series_tells_the_receiver(path, tmp_path, fak
 
 
 @contextmanager
-def program(library, config_file, *options):
+def program(library, config_file, *options, stream=0, control=0):
     """(process, address of its orders)"""
-    where = ["--stream", "127.0.0.1:0", "--control", "127.0.0.1:0"]
+    where = ["--stream", f"127.0.0.1:{stream}", "--control", f"127.0.0.1:{control}"]
     command = [*PROGRAM, "--libxsp", str(library), "--config", config_file, *where, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -812,6 +812,31 @@ def test_a_process_that_is_told_what_to_do(path, tmp_path):
             assert process.wait(LONG) == 0
             with pytest.raises(HardwareError, match="does not answer within 1 s; does stream-lambda run"):
                 client.status()
+
+
+def test_a_process_that_is_killed_and_started_again(path, tmp_path):
+    """By the same addresses; the receiver and the device stay as they are."""
+    with socket.socket() as one:
+        ports = {"stream": _second_of_two(one) - 1}
+    with program(path, config(tmp_path, 1), **ports) as (process, said):
+        address = said.rpartition(" ")[2].strip()
+        with LambdaUnit(address, 1.0) as client, Listener(client.endpoints()) as listener:
+            set_up(client, 100_000)
+            arm(client, 1, "", 100_000, modules=1)
+            client.start()
+            wait_for(lambda: len(listener.frames(1)) > 20, LONG)
+            process.kill()
+            process.wait(LONG)
+            with pytest.raises(HardwareError, match="does not answer within 1 s"):
+                client.status()
+            with program(path, config(tmp_path, 1), **ports, control=int(address.rpartition(":")[2])):
+                assert (client.status().phase, client.status().series) == ("idle", -1)
+                set_up(client, 20)
+                arm(client, 2, "", 20, modules=1)
+                client.start()
+                assert over(client, listener, 2, 1).phase == "done"
+    assert {f.number for f in listener.frames(2)} == {*range(20)}
+    assert not listener.ended(1)
 
 
 def test_a_process_whose_detector_comes_later(path, tmp_path):
