@@ -28,7 +28,7 @@ class Failures:
     never_ready: list[int] = field(default_factory=list)  # modules that stay `connected`
     no_ram: list[int] = field(default_factory=list)  # modules whose RAM is not allocated
     ram_seconds: float = 0.0  # the next allocation takes so long, whatever the speed
-    voltage_seconds: float = 0.0  # the high voltage is off and comes back within this time
+    voltage_seconds: float = 0.0  # the high voltage is off and comes back within this time, or the next `fail`
     start_ignored: int = 0  # so many starts are answered with 200, and nothing happens
     start_late: float = 0.0  # s until the next start makes the modules busy, whatever the speed
     restart: bool = False  # xspd restarts: now, or at image restart_at; then it is `connected`, and ready later

@@ -15,7 +15,7 @@ from tangods_detector import blosc
 from tangods_receiver.errors import HardwareError
 
 SIZES = {1: 0, 6: 1, 12: 2, 24: 3}  # byte 3 of the header; what it is in truth is not known
-COPY_BELOW = 64_000  # bytes
+COPY_BELOW = 1_000_000  # bytes
 
 
 class Job(NamedTuple):

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -46,7 +47,7 @@ class App:
     async def _answer(self, request: Request) -> Response | None:
         """None: the connection is to be dropped."""
         unit, failures = self._unit, self._unit.failures
-        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        path = request.url.path + (f"?{unquote(request.url.query)}" if request.url.query else "")
         if failures.take_path("hang", path):
             unit.happened.append(f"hang {path}")
             await asyncio.sleep(failures.hang_seconds)

@@ -408,8 +408,7 @@ class Unit:
             self.failures = failures
             if failures.take("restart"):
                 self._restart(now)
-            if (seconds := failures.take("voltage_seconds")) > 0:
-                self._volts_from, self._volts_until = now, now + seconds
+            self._volts_from, self._volts_until = now, now + failures.take("voltage_seconds")
             self._wake.notify_all()
 
     def locked(self, act: Callable[[], T]) -> T:
