@@ -147,11 +147,13 @@ class DetectorWidget(TaurusWidget):
         self.file.open(path)
 
     def _kept(self) -> Any:
-        return Qt.QByteArray(self.inner.saveState()) if self.source else None
+        """Where the panels are, and how the image is looked at."""
+        return (Qt.QByteArray(self.inner.saveState()), self.live.kept()) if self.source else None
 
-    def _restore(self, state: Any) -> None:
-        if self.source and state:
-            self.inner.restoreState(state)
+    def _restore(self, kept: Any) -> None:
+        if self.source and kept:
+            self.inner.restoreState(kept[0])
+            self.live.restore(kept[1])
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -103,12 +103,12 @@ class Field(Qt.QObject):
 
 
 class _Line(Qt.QLineEdit):
-    """A line that tells of Escape."""
+    """A line that tells of Escape where there is something to take back."""
 
     escaped = Qt.pyqtSignal()
 
     def keyPressEvent(self, event: Qt.QKeyEvent) -> None:
-        if event.key() == Qt.Qt.Key_Escape and self.isModified():
+        if event.key() == Qt.Qt.Key_Escape and (self.property("edited") or self.property("wrong")):
             self.escaped.emit()
             return
         super().keyPressEvent(event)

@@ -311,6 +311,23 @@ class LivePanel(Qt.QWidget):
         if self.view.picture is not None:
             self._show_range(self.view.picture)
 
+    def kept(self) -> dict[str, Any]:
+        """What is remembered between starts."""
+        return {
+            "colours": self.colours.currentText(),
+            "method": self.method.currentText(),
+            "log": self.log.isChecked(),
+            "percent": self.percent.value(),
+            "tools": self.tools.isChecked(),
+        }
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        self.colours.setCurrentText(kept.get("colours", "Viridis"))
+        self.method.setCurrentText(kept.get("method", ""))
+        self.log.setChecked(bool(kept.get("log")))
+        self.percent.setValue(float(kept.get("percent", 0.1)))
+        self.tools.setChecked(bool(kept.get("tools")))
+
     # --- the cursor ---------------------------------------------------------------------------------------------------
 
     def _pointed(self, cursor: tuple[int, int] | None) -> None:
