@@ -133,7 +133,7 @@ class PilatusBeamline(Beamline):
         root: Path,
         cam: Camserver,
         way: str,
-        options: Sequence[str] = (),
+        options: Sequence[str] = ("md5_share = 1",),
         receiver: dict[str, Any] | None = None,
         **more: Any,
     ) -> None:
@@ -145,13 +145,14 @@ class PilatusBeamline(Beamline):
     def __enter__(self) -> PilatusBeamline:
         options = ["host = 127.0.0.1", f"port = {self.cam.port}", "timeout = 2", "patience = 4", *self._options]
         if self.way == "there":
-            self.streamer = Streamer(self.cam.folder, "--md5-share", "1")
+            said = dict(option.replace(" ", "").split("=") for option in self._options)
+            self.streamer = Streamer(self.cam.folder, "--md5-share", said.get("md5_share", "0.05"))
             self.streamer.start()
             options.append(f"streamer = {self.streamer.address}")
             endpoint = self.streamer.endpoint
         else:
             port = free_port()
-            options += [f"folder = {self.cam.folder}", f"stream_port = {port}", "md5_share = 1"]
+            options += [f"folder = {self.cam.folder}", f"stream_port = {port}"]
             endpoint = f"tcp://127.0.0.1:{port}"
         properties = {"Backend": "pilatus", "BackendOptions": options, "Receiver": self.receiver_name, **self._more}
         self.put("Detector", self.detector_name, **properties)
@@ -166,6 +167,13 @@ class PilatusBeamline(Beamline):
         super().__exit__(*exc)
         if self.streamer is not None:
             self.streamer.end()
+
+    def processes(self) -> dict[str, int]:
+        """Names and numbers of those that have to do with images."""
+        servers = {name: f"{name}/{self.instance}" for name in ("Detector", "StreamReceiver")}
+        found = {name: self.local.process(server).pid for name, server in servers.items()}
+        found["camserver"] = self.cam.process.pid
+        return found if self.streamer is None else found | {"stream-pilatus": self.streamer.process.pid}
 
     def good_series(self) -> None:
         file = self.acquire(**GOOD)
