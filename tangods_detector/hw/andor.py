@@ -19,7 +19,7 @@ from tangods_detector.hw.base import Backend, DetectorInfo, Parameter, Phase, St
 from tangods_detector.hw.frame_ring import FrameRing
 from tangods_detector.settings import Series, Settings, TriggerMode
 from tangods_detector.streamer import start_metadata
-from tangods_receiver.errors import DaqError, HardwareError
+from tangods_receiver.errors import ConfigError, DaqError, HardwareError
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +196,15 @@ class Andor(Backend):
 
     def configure(self, settings: Settings) -> Settings:
         return self._there.load(settings)
+
+    def check(self, settings: Settings) -> None:
+        if settings.trigger_mode is TriggerMode.EXTERNAL_MULTI and settings.n_frames_per_trigger != 1:
+            raise ConfigError(
+                f"nFramesPerTrigger: {settings.n_frames_per_trigger}; in EXTERNAL_MULTI each edge gives one frame; "
+                "set it to 1 and nTriggers to the number of frames"
+            )
+        if self._ring is not None:
+            self._ring.room(self._there.layout().nbytes)
 
     def latency_time(self, settings: Settings) -> float:
         """Of the settings that were loaded last."""

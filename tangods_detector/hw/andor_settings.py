@@ -284,11 +284,6 @@ def _around(wanted: int, low: int, high: int) -> Iterator[int]:
 
 
 def _refuse_what_it_has_not(settings: Settings) -> None:
-    if settings.trigger_mode is TriggerMode.EXTERNAL_MULTI and settings.n_frames_per_trigger != 1:
-        raise ConfigError(
-            f"nFramesPerTrigger: {settings.n_frames_per_trigger}; in EXTERNAL_MULTI an Andor camera takes one frame "
-            "for each edge; set it to 1 and nTriggers to the number of frames"
-        )
     if settings.rotation or settings.fliplr or settings.flipud:
         raise ConfigError(
             "Rotation, Fliplr, Flipud: the camera's images are sent as they are; let the receiver turn them (its "

@@ -102,11 +102,8 @@ class FrameRing:
         self.frame_bytes = self.stride = self.count = 0
         self.loans: Any = Loans(0)
 
-    def divide(self, frame_bytes: int, most: int = SLOTS_MAX, least: int = 2, limit: float = 5.0) -> int:
-        """Slots of this size, as many as the budget has room for, at most `most`; returns how many.
-
-        Nothing changes where it is the same already, and slots that are still lent come back in the next series. Else
-        waits for all of them. ConfigError: the budget is too small; HardwareError: they do not come back in time."""
+    def room(self, frame_bytes: int, most: int = SLOTS_MAX, least: int = 2) -> int:
+        """Slots of this size that there can be. ConfigError: the budget is too small."""
         stride = -(-frame_bytes // PAGE) * PAGE
         count = min(most, SLOTS_MAX, self.budget // stride)
         if count < least:
@@ -114,6 +111,15 @@ class FrameRing:
                 f"buffer memory: {self.budget >> 20} MiB have room for {count} frames of {frame_bytes} bytes, not for "
                 f"{least}; set the memory to {-(-least * stride >> 20)} MiB or more"
             )
+        return count
+
+    def divide(self, frame_bytes: int, most: int = SLOTS_MAX, least: int = 2, limit: float = 5.0) -> int:
+        """Slots of this size, as many as the budget has room for, at most `most`; returns how many.
+
+        Nothing changes where it is the same already, and slots that are still lent come back in the next series. Else
+        waits for all of them. ConfigError: the budget is too small; HardwareError: they do not come back in time."""
+        stride = -(-frame_bytes // PAGE) * PAGE
+        count = self.room(frame_bytes, most, least)
         if (stride, count) != (self.stride, self.count):
             if not self.wait_all_back(limit):
                 raise HardwareError(
