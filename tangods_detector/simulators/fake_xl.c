@@ -29,7 +29,7 @@
 #define LIST 8
 #define COUNTER 0xffffffu
 
-enum { FREE, READY, TAKEN };
+enum { FREE, BUSY, READY, TAKEN }; /* BUSY: its memory is written */
 
 typedef struct slot {
     int state, status;
@@ -151,9 +151,11 @@ static int make_ring(xl_handle *h, module *m)
     m->base = malloc(m->bytes);
     if (!m->slots || !m->queue || !m->base)
         return fail(XL_OUT_OF_MEMORY, "failed to allocate RAM buffer");
-    for (size_t k = 0; k < m->ring; k++)
+    for (size_t k = 0; k < m->ring; k++) {
         if (!(m->slots[k].data = malloc(m->bytes)))
             return fail(XL_OUT_OF_MEMORY, "failed to allocate RAM buffer");
+        memset(m->slots[k].data, 0xaa, m->bytes);
+    }
     for (size_t k = 0; k < pixels; k++)
         put(m, m->base, k, pixel(m, k));
     return XL_OK;
@@ -173,7 +175,7 @@ static int every(double period, uint64_t n)
     return period >= 1 && n % (uint64_t)period == 0;
 }
 
-/* A frame came from the module; with the lock held. */
+/* A frame came from the module; with the lock held, but not while its pixels are copied. */
 static void store(xl_handle *h, module *m, uint64_t n, uint64_t number, uint64_t trigger)
 {
     m->made++;
@@ -187,9 +189,12 @@ static void store(xl_handle *h, module *m, uint64_t n, uint64_t number, uint64_t
         return;
     }
     slot *s = &m->slots[k];
+    s->state = BUSY;
+    pthread_mutex_unlock(&m->lock);
     memcpy(s->data, m->base, m->bytes);
     for (size_t column = 0; column < (size_t)m->width; column++)
         put(m, s->data, column, number);
+    pthread_mutex_lock(&m->lock);
     s->state = READY, s->number = number, s->trigger = trigger;
     s->size = m->bytes - (size_t)m->cut;
     s->status = every(m->missing, n) ? XL_FRAME_MISSING : every(m->failed, n) ? XL_FRAME_COMPRESSION_FAILED
@@ -761,7 +766,10 @@ int xl_release(xl_handle *h, int k, uint64_t token)
         m->refused++;
         code = fail(XL_INVALID, "frame %llu is not out", (unsigned long long)token);
     } else {
+        m->slots[token].state = BUSY;
+        pthread_mutex_unlock(&m->lock);
         memset(m->slots[token].data, 0xaa, m->bytes);
+        pthread_mutex_lock(&m->lock);
         m->slots[token].state = FREE, m->released++;
     }
     pthread_mutex_unlock(&m->lock);
