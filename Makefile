@@ -9,7 +9,7 @@ ARGS ?=
 PARALLEL := -n 2 --dist loadfile  # ARGS="-n 0": one after the other
 TWINS := $(addprefix tests/receiver/test_,codecs.py engine.py seriesfile.py transforms.py)
 
-.PHONY: help demo test check soak fuzz bench lint format clean env-demo env-test apt-test apt-bench old-python
+.PHONY: help demo test check soak fuzz bench lint format clean env-demo env-test apt-test apt-soak apt-bench old-python
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: check (fast tests), soak, fuzz, bench, lint, format, clean"
@@ -24,7 +24,7 @@ test: apt-test .venv/.test old-python lint  ## everything but the soak tests; th
 check: .venv/.test  ## the fast part, without device servers of their own
 	@python -m pytest -q $(PARALLEL) -m "not slow and not system and not soak" --hypothesis-profile=quick $(ARGS)
 
-soak: apt-test .venv/.test  ## minutes to hours
+soak: apt-test apt-soak .venv/.test  ## minutes to hours
 	@python -m pytest -m soak --timeout 0 $(ARGS)
 
 fuzz: .venv/.fuzz  ## a million malformed messages against decoders, workers and files
@@ -50,6 +50,9 @@ format: .venv/.test
 
 apt-test:
 	@resources/install-apt test
+
+apt-soak:
+	@resources/install-apt soak
 
 apt-bench:
 	@resources/install-apt bench

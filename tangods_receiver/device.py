@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import nan
 from typing import Any
@@ -803,10 +803,10 @@ def status_text(now: stats.Snapshot) -> str:
 
 
 def stripped(value: Any) -> Any:
-    """Without the blanks that people leave in properties; empty lines of a list are dropped."""
+    """Without the blanks that people leave in properties; empty lines of a list, or of Tango's vector, are dropped."""
     if isinstance(value, str):
         return value.strip()
-    return [line.strip() for line in value if line.strip()] if isinstance(value, list | tuple) else value
+    return [line.strip() for line in value if line.strip()] if isinstance(value, Iterable) else value
 
 
 def in_property_names(text: str) -> str:
