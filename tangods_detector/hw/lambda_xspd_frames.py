@@ -1,7 +1,8 @@
 """xspd's data ports: a thread that fetches frames as they come, so that no PUB socket drops any, and counts them.
 
 A header tells only the lowest eight bits of a frame's number. Where more are lost in a row, the time that went by tells
-how many, and what the other ports have sent meanwhile: to half a turn, which is 128 frames."""
+how many, and what the other ports have sent meanwhile: to half a turn, which is 128 frames. Of a port alone, exactly
+256 cannot be told from none."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ TURN = 256  # numbers come modulo this
 HEADER = 4  # bytes that are known
 LOOK = 50  # ms between two looks at what is asked of the thread
 SEEN = 32  # frames after which the pace that is seen counts
+SURE = 0.9  # of a turn must have gone by where no frame seems to be lost
 LATE = 2.0  # times as many frames as went by may have been lost at the beginning
+AWAKE = 0.06  # s that one such look takes at most
 JOIN_LIMIT = 5.0  # s
 
 
@@ -58,10 +61,15 @@ class Port:
     def place(self, low: int, now: float, acquisition: Acquisition, latest: int) -> int:
         """The number whose lowest bits came; `latest` that any port is at."""
         step = (low - self.shift - self.last) % TURN
-        went_by = self._went_by(now, acquisition, latest)
-        if step == 0 and (acquisition.counters > 1 or went_by < TURN / 2):
+        by_time, others = self._silent_for(now, acquisition), float(latest - self.last)
+        if not self.last:
+            step = step or TURN
+        elif step == 0 and (acquisition.counters > 1 or max(by_time, others) < TURN / 2):
             return self.last  # both counters have it, or it came again
-        if step != 1:
+        if step != 1 or (self.last and min(by_time, others) > SURE * TURN):
+            went_by = others if not acquisition.period else by_time
+            if acquisition.period and others > TURN / 2:
+                went_by = (by_time + others) / 2
             room = max(0, acquisition.frames - self.last - step) // TURN
             step += min(max(0, round((went_by - step) / TURN)), room) * TURN
             if not self.last and step > min(acquisition.frames, LATE * went_by + SEEN):
@@ -71,17 +79,15 @@ class Port:
             self.first, self.begun = self.last, now
         return self.last
 
-    def _went_by(self, now: float, acquisition: Acquisition, latest: int) -> float:
-        """About so many frames since the last that came: by what other ports are at, and by the time. The dead time
-        between frames is not known, so the pace is that of the frames that came."""
-        others = float(latest - self.last)
+    def _silent_for(self, now: float, acquisition: Acquisition) -> float:
+        """In frames; 0 where edges decide. The dead time between frames is not known, so the pace is that of the frames
+        that came."""
         if not acquisition.period:
-            return others
+            return 0.0
         pace = acquisition.period / acquisition.counters
         if self.last - self.first >= SEEN:
             pace = max(pace, (self.at - self.begun) / (self.last - self.first))
-        by_time = (now - self.at) / pace
-        return (by_time + others) / 2 if others > TURN / 2 else by_time
+        return (now - self.at) / pace
 
 
 class Frames:
@@ -94,6 +100,7 @@ class Frames:
         self._ports = [Port() for _ in endpoints]
         self._acquisition: Acquisition | None = None
         self._changed = threading.Condition()
+        self._clock = 0.0  # s in which this thread was awake: what it sleeps through is no silence of the sender
         self._flush = threading.Event()
         self._flushed = threading.Event()
         self._closing = threading.Event()
@@ -128,8 +135,8 @@ class Frames:
 
     def begin(self, acquisition: Acquisition) -> None:
         """Frames that come from now on are its own."""
-        now = time.monotonic()
         with self._changed:
+            now = self._clock
             self._problem, self.dropped = "", 0
             for port in self._ports:
                 port.last, port.at, port.first, port.begun, port.shift = 0, now, 0, now, 0
@@ -162,8 +169,11 @@ class Frames:
         for socket in self._sockets:
             poller.register(socket, zmq.POLLIN)
         try:
+            seen = time.monotonic()
             while not self._closing.is_set():
                 ready = dict(poller.poll(LOOK))
+                now = time.monotonic()
+                self._clock, seen = self._clock + min(now - seen, AWAKE), now
                 for position, socket in enumerate(self._sockets):
                     if socket in ready:
                         self._fetch(position, socket)
@@ -181,7 +191,7 @@ class Frames:
                 parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._take(position, parts, time.monotonic())
+            self._take(position, parts, self._clock)
 
     def _take(self, position: int, parts: Sequence[Any], now: float) -> None:
         acquisition = self._acquisition
