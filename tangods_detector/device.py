@@ -41,6 +41,16 @@ STATES = {
     State.STOPPING: DevState.MOVING,
     State.FAULT: DevState.FAULT,
 }
+STATES_MEAN = {
+    DevState.INIT: "The hardware is being connected.",
+    DevState.ON: "Ready: settings can be changed, and Arm begins a series.",
+    DevState.ALARM: "Ready, as ON; the quality of an attribute says what to look at, such as a temperature.",
+    DevState.MOVING: "A series is being armed or stopped.",
+    DevState.RUNNING: "A series is under way, until its file is closed.",
+    DevState.FAULT: "The hardware, the receiver or a property is wrong; Status says what to do. Reset acknowledges it.",
+    DevState.DISABLE: "The hardware is there, the receiver cannot be reached.",
+    DevState.UNKNOWN: "The hardware cannot be reached; it is tried again all the time.",
+}
 MAX_SIDE = 32768  # rows and columns of LastImage
 KEPT = "__kept"  # attribute property of settings that are lists; Tango itself memorises scalars only
 

@@ -31,6 +31,13 @@ MAX_SIDE = 32768  # rows and columns of LastImage
 PREVIEW = (1024, 1024)  # rows and columns into which LiveDownsample 0 fits an image
 CLOSE_LIMIT = 2.0  # s that Init and Kill wait for the file; closing goes on after that
 STATES = {"idle": DevState.ON, "running": DevState.RUNNING, "error": DevState.FAULT, "unreachable": DevState.UNKNOWN}
+STATES_MEAN = {
+    DevState.ON: "Ready for the next series.",
+    DevState.ALARM: "Ready, as ON; frames of the last series are missing (nFramesMissing).",
+    DevState.RUNNING: "A series is being received, until its file is closed.",
+    DevState.FAULT: "A series or the start failed; Status says why and what to do. Reset acknowledges it.",
+    DevState.UNKNOWN: "The engine at Address cannot be reached.",
+}
 DEFAULT = {name: field.default for name, field in config.ReceiverConfig.model_fields.items()}
 
 # Property -> key of the configuration.
