@@ -1,6 +1,7 @@
 """A Lambda unit: from the rings of its modules to the receiver, with all that can go wrong on the way."""
 
 import json
+import random
 import shutil
 import signal
 import socket
@@ -764,6 +765,66 @@ def test_an_end_in_the_middle_of_a_series_tells_the_receiver(path, tmp_path, fak
             client.close()
             wait_for(lambda: sum(isinstance(m, SeriesEnd) for m in listener.messages) == 2, LONG)
     assert fake.get("left_out") == 0
+
+
+# --- whatever comes --------------------------------------------------------------------------------------------------
+
+ODDS = {"lag": 5, "lose": 10, "incomplete": 7, "missing": 6, "failed": 9, "restart": 8, "silent": 11, "broken": 12}
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(300, marks=[pytest.mark.soak, pytest.mark.timeout(1200)])])
+def test_series_with_anything_wrong_at_any_time(make, fake, count):
+    """Each has random faults of random modules, and may be stopped; what came and what is missing is all there was."""
+    chance = random.Random(count)
+    client = make(3, seed=count, options={"lag": 0.3, "stop": 1.0, "start": 1.0})
+    with Listener(client.endpoints()) as listener:
+        for series in range(1, count + 1):
+            depth, dual = chance.choice([6, 12, 24]), chance.choice([1, 2])
+            n, starts = dual * chance.randint(1, 40), chance.choice([1, 1, 3])
+            faults = [(name, k) for name in ODDS for k in range(3) if chance.random() < 0.07]
+            set_up(client, n // dual, bit_depth=depth, counter_mode="DUAL" if dual == 2 else "SINGLE")
+            arm(client, series, "", n * starts, modules=3, frames_per_start=n)
+            for name, k in faults:
+                fake.tell(name, ODDS[name], k)
+            stopped = _run_through(client, starts, chance, faults)
+            status = over(client, listener, series, 3)
+            assert status.phase == "done" or faults, status.message
+            for told in status.modules:
+                came = [f for f in listener.frames(series) if f.module == told.module]
+                assert len({f.number for f in came}) == len(came) == told.sent
+                if not stopped:
+                    assert told.sent + told.missing == n * starts, (faults, status.message)
+                for f in came:
+                    number = f.number % n // dual + 1
+                    assert bytes(f.data) == image(told.module, number, depth=depth).tobytes()
+            given_back(fake, 3)
+            listener.messages.clear()
+            for name, k in faults:
+                fake.tell(name, 0, k)
+            if faults:
+                client.reset()
+
+
+def _run_through(client, starts, chance, faults):
+    """All starts of a series, or some; was it stopped?"""
+    for number in range(1, starts + 1):
+        if chance.random() < 0.1:
+            client.stop()
+            return True
+        try:
+            client.start()
+        except HardwareError:
+            assert faults, "without one nothing is refused"
+            break
+        end = time.monotonic() + LONG
+        while any(m.busy or m.queued for m in client.status().modules) and time.monotonic() < end:
+            silent = number < starts and any(name == "silent" for name, _ in faults)
+            if silent or chance.random() < 0.002:  # nothing but a stop ends a start that is not the last
+                client.stop()
+                return True
+            time.sleep(0.002)
+    client.wait_over(LONG) if number == starts else client.stop()
+    return client.status().halted or number < starts
 
 
 # --- as a program ----------------------------------------------------------------------------------------------------
