@@ -143,7 +143,7 @@ class PilatusBeamline(Beamline):
         self.streamer: Streamer | None = None
 
     def __enter__(self) -> PilatusBeamline:
-        options = ["host = 127.0.0.1", f"port = {self.cam.port}", "timeout = 2", "patience = 4", *self._options]
+        options = ["host = 127.0.0.1", f"port = {self.cam.port}", "timeout = 2", "patience = 2", *self._options]
         if self.way == "there":
             said = dict(option.replace(" ", "").split("=") for option in self._options)
             self.streamer = Streamer(self.cam.folder, "--md5-share", said.get("md5_share", "0.05"))

@@ -37,7 +37,7 @@ def beamline(
 ) -> Iterator[PilatusBeamline]:
     way = request.param
     root = tmp_path_factory.mktemp(way)
-    with Camserver() as cam, PilatusBeamline(local_tango, f"pil{way}", root, cam, way, TriggerTimeout=3.0) as both:
+    with Camserver() as cam, PilatusBeamline(local_tango, f"pil{way}", root, cam, way, TriggerTimeout=2.0) as both:
         yield both
 
 
@@ -160,11 +160,11 @@ CASES = (
          act=stop),
     Case("Abort in an exposure of 60 s", "ON", "ended by Abort", {}, {"ExposureTime": 60.0, "FrameTime": 0.0},
          act=lambda b: b.detector.Abort()),
-    Case("too few edges", "FAULT", "no trigger for 3 s", {"skip_edges": 2}, MULTI, act=lambda b: b.cam.edge(20)),
+    Case("too few edges", "FAULT", "no trigger for 2 s", {"skip_edges": 2}, MULTI, act=lambda b: b.cam.edge(20)),
     Case("too few edges, then Stop", "ON", "ended by Stop: 18 frames", {"skip_edges": 2}, MULTI,
          act=lambda b: edges_then_stop(b, 20)),
-    Case("edges in the read-out", "ON", "ended by Stop: 10 frames", {}, MULTI | {"ExposureTime": 0.2, "FrameTime": 0.0},
-         act=lambda b: (b.cam.edge(20, period=0.15), time.sleep(3.5), b.detector.Stop())),
+    Case("edges in the read-out", "ON", "ended by Stop: 10 frames", {}, MULTI | {"ExposureTime": 0.1, "FrameTime": 0.0},
+         act=lambda b: (b.cam.edge(20, period=0.075), time.sleep(2.0), b.detector.Stop())),
     Case("camserver killed and started", "FAULT", "camserver: ", {}, LONG, act=restart_camserver),
     Case("streamer killed and started", "ON", "complete: 1000 frames.*streamer was started again", {},
          LONG | {"FrameTime": 0.004}, act=restart_streamer, limit=20, lost=(), way="there"),
@@ -439,18 +439,16 @@ def test_real_images_of_a_6m(local_tango: LocalTango, tmp_path: Path) -> None:
 
     import fabio
 
-    expected = []
-    for path in REAL:
-        (tmp_path / "one.cbf").write_bytes(bz2.decompress(path.read_bytes()))
-        expected.append(fabio.open(str(tmp_path / "one.cbf")).data)
-    recorded = ("--images", str(REAL[0].parent), "--no-stamp")
+    (tmp_path / "one.cbf").write_bytes(bz2.decompress(REAL[0].read_bytes()))
+    expected = fabio.open(str(tmp_path / "one.cbf")).data
+    recorded = ("--images", str(tmp_path / "one.cbf"), "--no-stamp")
     with Camserver("6M", *recorded) as cam, PilatusBeamline(local_tango, "pilreal", tmp_path, cam, "there") as both:
         file = both.acquire(nFramesPerTrigger=4, ExposureTime=0.05, FrameTime=0.1)
         assert both.detector.nFramesMissing == 0 and both.detector.LastError == ""
         with h5py.File(file) as h5:
             assert h5[DATASET].shape == (4, 2527, 2463)
             for k in range(4):
-                assert np.array_equal(h5[DATASET][k], expected[k % len(expected)])
+                assert np.array_equal(h5[DATASET][k], expected)
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
