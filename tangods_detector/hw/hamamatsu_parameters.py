@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from tangods_detector.hw.base import Parameter
 from tangods_detector.hw.hamamatsu_camera import Camera
-from tangods_detector.hw.hamamatsu_dcam import Prop
+from tangods_detector.hw.hamamatsu_dcam import DcamError, Prop
 from tangods_detector.hw.hamamatsu_frames import text_of
 from tangods_detector.hw.hamamatsu_settings import OFF, change_exposure, shortest_period
 from tangods_receiver.errors import ConfigError, HardwareError
 
 if TYPE_CHECKING:
     from tangods_detector.hw.hamamatsu import Hamamatsu
+
+log = logging.getLogger(__name__)
 
 READY = (2, 4)  # SENSORCOOLERSTATUS: the temperature is reached; a cooler that is always on
 COLD_ENOUGH = 1.0  # K from the target, where the camera tells no status
@@ -65,6 +68,14 @@ class Knobs:
                 return self.choose(prop, value, name)
         can = ", ".join(word or f"{value:g}" for value, word in choices)
         raise ConfigError(f"{name}: {text!r}; {'can be ' + can if can else 'this camera has none'}")
+
+    def temperature(self) -> float:
+        """degC; NaN: the camera does not tell. Asked for each second, also in a series, which it must not end."""
+        try:
+            return self.camera().get_or(Prop.SENSORTEMPERATURE, math.nan)
+        except DcamError as exc:
+            log.debug("%s", exc)
+            return math.nan
 
     # --- cooling -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +222,7 @@ PARAMETERS = (
     _number("TargetTemperature", Prop.SENSORTEMPERATURETARGET, float, "Of the sensor; NaN: this camera has none",
             **DEG, **NOW),
     _reading("SensorTemperature", float, "Of the sensor; NaN: this camera does not tell",
-             lambda b: b.knobs.camera().get_or(Prop.SENSORTEMPERATURE, math.nan), max_alarm=60.0, **DEG),
+             lambda b: b.knobs.temperature(), max_alarm=60.0, **DEG),
     _reading("TemperatureStatus", str, "In the camera's word: READY when the temperature is reached",
              lambda b: b.knobs.mode(Prop.SENSORCOOLERSTATUS)),
     _reading("LostFrames", int, "Of the running or last series: frames that the camera took and that were not sent",

@@ -67,7 +67,7 @@ class CameraRing:
             self._under_way.clear()
             self.window = max(FEWEST, min(slots // 8, UNDER_WAY // ring.stride))
             self.buffers = slots - self.window
-            self.margin = max(2, self.buffers // 4)
+            self.margin = max(2, 2 * self.buffers // 5)  # a computer may stand still for a tenth of a second
             self._spare = list(range(self.buffers, slots))
             _libc.madvise(self._view, ring.stride * slots, POPULATE_READ)  # an older kernel does it as it goes
         return self.buffers
@@ -95,9 +95,9 @@ class CameraRing:
     def place(self, place: int, count: int) -> int:
         """The frame of the capture to send next, when `count` have come: `place`, or a later one where the camera comes
         too near to that. Then so much later that frames are not copied one after the other."""
-        if place >= count - self.buffers + self.margin + self.margin // 2 + 1:
+        if count - place <= self.buffers // 2:
             return place
-        return max(place, count - (self.buffers - self.margin) // 2)
+        return max(place, count - 3 * self.buffers // 10)
 
     @property
     def under_way(self) -> int:

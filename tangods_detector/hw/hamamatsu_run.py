@@ -251,7 +251,11 @@ class Run(threading.Thread):
                 capturing = False
                 count = camera.transferred()
             ring.guard(count, camera.transferred)
-            place = ring.place(place, count)
+            if capturing:
+                if total is None or total - numbers.next + ring.margin // 2 > ring.buffers:
+                    place = ring.place(place, count)  # else the camera ends before it comes round
+            else:
+                place = max(place, count - ring.buffers + 1)
             self.waiting = count - place
             if place < count and heard:
                 if ring.has_room(place) and self._send(plan, camera, place):
@@ -297,7 +301,7 @@ class Run(threading.Thread):
                 dtype=plan.dtype,
                 codec=plan.codec,
                 nbytes=plan.nbytes,
-                timestamp=found.time,
+                timestamp=found.time or None,
                 extra=stamps,
                 offset=plan.offset + ring.shift,
                 stride=plan.stride,

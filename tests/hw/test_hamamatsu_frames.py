@@ -137,7 +137,7 @@ def write(ring: CameraRing, frame: int) -> None:
 
 
 def test_what_is_under_way_is_not_written_over(ring: CameraRing) -> None:
-    assert ring.buffers == 88 and ring.window == 12 and ring.margin == 22
+    assert ring.buffers == 88 and ring.window == 12 and ring.margin == 35
     for frame in range(3):
         write(ring, frame)
     seen = [give(ring, frame) for frame in range(3)]
