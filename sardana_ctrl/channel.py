@@ -150,7 +150,14 @@ class Channel:
         path = self._next_name(self._plan)
         if path or self._read("DestinationFilename")[0]:
             self._do("DestinationFilename", lambda proxy: proxy.write_attribute("DestinationFilename", path))
-        self._do("Arm", lambda proxy: proxy.command_inout("Arm"))
+        try:
+            self._do("Arm", lambda proxy: proxy.command_inout("Arm"))
+        except ChannelError as refused:  # perhaps by what is left of a detector that went away in mid-series
+            self._do("Stop", lambda proxy: proxy.command_inout("Stop"))
+            try:
+                self._do("Arm", lambda proxy: proxy.command_inout("Arm"))
+            except ChannelError:
+                raise refused from None
         self._armed, self._ready = True, False
         self._path = self._read("LastFilename")[0] if path else ""
 
@@ -209,6 +216,10 @@ class Channel:
         if state not in IDLE:
             raise ChannelError(f"{self.name} ({self.device}): cannot start: {self._status()}")
 
+    def fail(self, sentence: str) -> None:
+        """Shown as Fault until the next prepare."""
+        self._error = sentence
+
     # --- start and look ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -230,7 +241,10 @@ class Channel:
 
     def state(self) -> tuple[str, str]:
         """("On" | "Moving" | "Fault", sentence): On when the frames of the starts so far are there, and at the last
-        start not before the file is closed."""
+        start not before the file is closed.
+
+        Before the first start it is On, whatever the detector does: a group that is Moving does not start, and one that
+        was seen Moving before it starts makes its macro wait for ever."""
         if self._error:
             return "Fault", self._error
         try:
@@ -242,7 +256,9 @@ class Channel:
         if state not in BUSY:
             return "Fault", f"{self.device} is {state}: {status}"
         chosen = self._plan
-        if chosen is None or self._stopped or not self._armed:
+        if chosen is None or not self._starts:
+            return "On", status
+        if self._stopped:
             return "Moving", status
         due = self._starts * chosen.frames_per_start
         between = self._starts < chosen.starts and not chosen.arms_each_start

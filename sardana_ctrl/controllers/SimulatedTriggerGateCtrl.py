@@ -12,12 +12,13 @@ from sardana.pool import SynchDomain, SynchParam
 from sardana.pool.controller import Description, TriggerGateController, Type
 
 LOOK = 0.01  # s
+LATE = 5.0  # s that the last edges may wait for a detector
 
 
 class SimulatedTriggerGateCtrl(TriggerGateController):
     """Axis n fires at the detectors in line n of `Devices`: after the delay, every total time, so often as repeated.
 
-    The simulator keeps the time between edges itself; each begins when the detector is armed."""
+    The simulator itself keeps the time between edges."""
 
     gender = "Simulation"
     model = "Simulated edges"
@@ -84,14 +85,16 @@ class SimulatedTriggerGateCtrl(TriggerGateController):
 
     @staticmethod
     def _fire(detectors: list[tango.DeviceProxy], total: float, repeats: int, end: threading.Event) -> None:
-        for detector in detectors:
-            detector.write_attributes([("SimulatedEdgePeriod", total if repeats > 1 else 0.0)])
-        begin = time.monotonic()
-        for detector in detectors:
+        """Detectors that are not armed do not hear it."""
+        armed = [detector for detector in detectors if detector.state() == tango.DevState.RUNNING]
+        for detector in armed:
+            detector.SimulatedEdgePeriod = total if repeats > 1 else 0.0
+        over = time.monotonic() + total * repeats
+        for detector in armed:
             detector.SimulatedEdges = repeats
-        while time.monotonic() < begin + total * repeats or any(d.SimulatedEdges for d in detectors):
-            if end.wait(LOOK) or time.monotonic() > begin + total * repeats + 5.0:
-                for detector in detectors:
+        while time.monotonic() < over or any(detector.SimulatedEdges for detector in armed):
+            if end.wait(LOOK) or time.monotonic() > over + LATE:
+                for detector in armed:
                     detector.SimulatedEdges = 0
                 return
 

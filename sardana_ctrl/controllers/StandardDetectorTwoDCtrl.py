@@ -194,11 +194,18 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
                 channel.prepare(Request(self._synch, value, repetitions, latency, nb_starts, channel.frames_per_point))
             for number in axes:
                 self._channels[number].wait_ready(SOON)
+                self._refresh(number)
         except ChannelError:
             self._stop_all(axes)
             raise
         if self._point_by_point and nb_starts > 1:
             threading.Thread(target=self._end_leftover, args=(self._turn, axes), daemon=True).start()
+
+    def _refresh(self, axis: int) -> None:
+        """A group waits 3 s when the state that it remembers of a channel is not On."""
+        pool_controller = self._getPoolController()
+        if pool_controller is not None:
+            pool_controller.get_element(axis=axis).get_state(cache=False, propagate=2)
 
     @property
     def _point_by_point(self) -> bool:
@@ -245,8 +252,14 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
     def PreStartAll(self) -> None:
         self._starting = []
         for number in self._prepared:
-            if not self._channels[number].wait_ready(self.ArmTimeout):
-                raise ChannelError(f"{self._channels[number].name}: not armed within {self.ArmTimeout:g} s")
+            channel = self._channels[number]
+            try:
+                if not channel.wait_ready(self.ArmTimeout):
+                    raise ChannelError(f"{channel.name}: not armed within {self.ArmTimeout:g} s")
+            except ChannelError as exc:
+                if not self._synch.by_software:
+                    raise
+                channel.fail(str(exc))  # Sardana would swallow it here, and its macro wait for ever
 
     def StartOne(self, axis: int, value: float | None = None) -> None:
         self._starting.append(axis)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tango
 from sardana.macroserver.macro import Hookable, Macro, Optional, Type
+from sardana.macroserver.macros.standard import uct
 from sardana.macroserver.msexception import UnknownEnv
 
 from sardana_ctrl import naming
@@ -258,6 +259,25 @@ class det_stop(_Detectors):
         self.until_idle(detectors, ENDED)
         for one in detectors:
             self.output("%s: %s", one.name, one.device.status())
+
+
+class det_uct(uct):
+    """Counts like uct on the active measurement group, and shows numbers while they change. uct itself gives up where
+    there is an image among them."""
+
+    def run(self, integ_time: float, countable_elem: Any) -> None:
+        super().run(integ_time, countable_elem)
+        for [name], channel, [value] in zip(self.names, self.channels, self.values, strict=True):
+            if value is None:
+                reference = tango.DeviceProxy(channel.getFullName()).read_attribute("ValueRef").value
+                self.output("%12s  %s", name, reference)
+
+    def printAllValues(self) -> None:
+        shown = [
+            (name[0], value[0]) for name, value in zip(self.names, self.values, strict=True) if value[0] is not None
+        ]
+        self.outputBlock([f"{name:>12}  {getattr(value, 'magnitude', value):.6g}" for name, value in shown])
+        self.flushOutput()
 
 
 class det_setup(_Detectors):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import json
 import threading
 import time
 from typing import Any
 
 import tango
-from taurus.core.util.codecs import CodecFactory
 
 DONE = {"finish", "stop", "abort", "exception"}
+ALARM_LASTS = 3.0  # s; events come late on a busy machine
 LEVELS = ("Output", "Info", "Warning", "Error", "Critical")
 
 
 class MacroError(RuntimeError):
     """The macro did not finish; the text has what the Door said."""
+
+
+def _decoded(encoding: str, data: bytes) -> Any:
+    """Such as "bz2_utf8_json"; Taurus' own decoder drags in half of Taurus."""
+    if encoding.startswith("bz2_"):
+        data = bz2.decompress(data)
+    return json.loads(data)
 
 
 class DoorRunner:
@@ -28,7 +38,8 @@ class DoorRunner:
         self._done = threading.Event()
         self._top: str | None = None
         self._listening = True
-        self._ids = [self._subscribe("MacroStatus", self._status)]
+        self.result: list[str] = []  # reading the attribute gives nothing, it comes as an event only
+        self._ids = [self._subscribe("MacroStatus", self._status), self._subscribe("Result", self._take_result)]
         self._ids += [self._subscribe(level, self._log(level)) for level in LEVELS]
 
     def _subscribe(self, name: str, callback: Any) -> int:
@@ -46,11 +57,14 @@ class DoorRunner:
 
         return callback
 
+    def _take_result(self, event: Any) -> None:
+        if not event.err:
+            self.result = list(event.attr_value.value or [])
+
     def _status(self, event: Any) -> None:
         if event.err or event.attr_value is None or not event.attr_value.value[1]:
             return
-        _, states = CodecFactory().getCodec(event.attr_value.value[0]).decode(event.attr_value.value)
-        for state in states:
+        for state in _decoded(*event.attr_value.value):
             if self._top is None and state["state"] == "start":
                 self._top = state["id"]
             if self._top is not None and state["id"] == self._top and state["state"] in DONE:
@@ -63,25 +77,28 @@ class DoorRunner:
     def start(self, *macro: object) -> None:
         """Returns when the macro was taken; DevFailed: unknown, or another one runs."""
         self._done.clear()
-        self._top, self.last, self.out = None, None, []
+        self._top, self.last, self.out, self.result = None, None, [], []
         self.door.RunMacro([str(word) for word in macro])
 
     def wait(self, timeout: float = 60.0) -> list[str]:
         """Until it ends; its result. MacroError: it did not finish well."""
         end = time.monotonic() + timeout
+        alarm = float("inf")  # since when it looks as if the parameters were bad: then no status comes
         while not self._done.wait(0.01):
-            if self._top is None and self.door.state() == tango.DevState.ALARM:  # bad parameters: no status comes
-                time.sleep(0.1)
+            if self._top is not None or self.door.state() != tango.DevState.ALARM:
+                alarm = float("inf")
+            elif time.monotonic() > (alarm := min(alarm, time.monotonic())) + ALARM_LASTS:
                 raise MacroError(self.said())
             if time.monotonic() > end:
-                self.door.StopMacro()
+                with contextlib.suppress(tango.DevFailed):
+                    self.door.StopMacro()
                 self.idle()
                 raise MacroError(f"still running after {timeout} s:\n{self.said()}")
         self.idle()
         assert self.last is not None
         if self.last["state"] != "finish":
             raise MacroError(f"{self.last['state']}: {self.last.get('exc_value') or ''}\n{self.said()}")
-        return list(self.door.read_attribute("Result").value or [])
+        return self.result
 
     def idle(self, limit: float = 30.0) -> None:
         end = time.monotonic() + limit
@@ -96,4 +113,10 @@ class DoorRunner:
         """Ctrl-C, and wait until the macro is over."""
         self.door.StopMacro()
         assert self._done.wait(timeout), f"still running {timeout} s after StopMacro"
+        self.idle()
+
+    def abort(self, timeout: float = 30.0) -> None:
+        """Ctrl-C twice."""
+        self.door.AbortMacro()
+        assert self._done.wait(timeout), f"still running {timeout} s after AbortMacro"
         self.idle()

@@ -1,0 +1,293 @@
+"""Scans through a Door: each point has its own image, all of a scan in one file of the detector."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.sardana.door import MacroError
+from tests.sardana.stack import Sardana, Scan
+from tests.system.beamline import Beamline
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.usefixtures("nobody_armed")]
+
+
+@pytest.fixture(autouse=True)
+def group(sardana: Sardana) -> None:
+    sardana.group("mg")
+
+
+@pytest.fixture
+def one_file(sardana: Sardana) -> Iterator[None]:
+    """The test makes exactly one detector file."""
+    before = sardana.files()
+    yield
+    assert len(sardana.files() - before) == 1
+
+
+def scan(sardana: Sardana, *macro: object, points: int, channel: str = "det01") -> Scan:
+    """Run a scan; each point has its image, none is missing."""
+    sardana.run(*macro)
+    made = sardana.last_scan()
+    assert made.tags(channel) == list(range(points))
+    assert made.missing(channel) == []
+    return made
+
+
+def test_step_scan(sardana: Sardana, one_file: None) -> None:
+    made = scan(sardana, "ascan", "mot01", 0, 1, 19, 0.005, points=20)
+    np.testing.assert_allclose(made.column("mot01"), np.linspace(0, 1, 20), atol=1e-6)
+    assert made.sources() == [f"scan_{made.number:05d}_det01.h5"], "one mapping, relative to the scan file"
+
+
+def test_step_scan_by_software_triggers(sardana: Sardana, one_file: None) -> None:
+    sardana.run("set_meas_conf", "Synchronization", "Trigger", "det01")
+    try:
+        scan(sardana, "ascan", "mot01", 0, 1, 4, 0.005, points=5)
+    finally:
+        sardana.run("set_meas_conf", "Synchronization", "Start", "det01")
+
+
+def test_mesh(sardana: Sardana, one_file: None) -> None:
+    made = scan(sardana, "mesh", "mot01", 0, 1, 4, "mot02", 0, 1, 4, 0.005, "True", points=25)
+    assert made.column("mot02").reshape(5, 5)[:, 0] == pytest.approx(np.linspace(0, 1, 5))
+
+
+def test_fly_scan_by_software(sardana: Sardana, one_file: None) -> None:
+    scan(sardana, "ascanct", "mot01", 0, 1, 199, 0.008, 0.002, points=200)
+
+
+def test_time_scan(sardana: Sardana, first: Beamline, one_file: None) -> None:
+    scan(sardana, "timescan", 100, 0.003, 0.002, points=100)
+    assert first.detector.nTriggers == 1, "the detector keeps the time itself"
+
+
+def test_fly_scan_by_hardware(sardana: Sardana, first: Beamline, one_file: None) -> None:
+    sardana.group("mg_hw")
+    scan(sardana, "ascanct", "mot01", 0, 1, 199, 0.008, 0.002, points=200)
+    assert (first.detector.TriggerMode, first.detector.nTriggers) == ("EXTERNAL_MULTI", 200)
+
+
+def test_500_points_at_200_hz_lose_nothing(sardana: Sardana, first: Beamline, one_file: None) -> None:
+    sardana.group("mg_hw")
+    made = scan(sardana, "timescan", 500, 0.004, 0.001, points=500)
+    assert len(made.sources()) == 1, "consecutive frames are one mapping"
+    assert first.detector.state().name == "ON", "the file is closed when the scan ends"
+
+
+def test_step_scan_by_hardware(sardana: Sardana, one_file: None) -> None:
+    sardana.group("mg_hw")
+    scan(sardana, "ascan", "mot01", 0, 1, 4, 0.005, points=5)
+
+
+def test_scan_of_one_point(sardana: Sardana, one_file: None) -> None:
+    scan(sardana, "timescan", 1, 0.005, 0, points=1)
+
+
+def test_a_row_that_is_armed_anew_has_its_own_file(sardana: Sardana) -> None:
+    sardana.group("mg_hw")
+    before = sardana.files()
+    sardana.run("meshct", "mot01", 0, 1, 3, "mot02", 0, 1, 2, 0.01, "True", 0.005)
+    made = sardana.last_scan()
+    assert made.tags() == [0, 1, 2, 3] * 3
+    names = [f"scan_{made.number:05d}_det01{suffix}.h5" for suffix in ("", "_001", "_002")]
+    assert made.sources() == names
+    assert {file.name for file in sardana.files() - before} == set(names)
+
+
+def test_fast_scan_has_one_reference(sardana: Sardana, first: Beamline, one_file: None) -> None:
+    """Above 500 points a second Sardana would be busy with references."""
+    made = scan(sardana, "timescan", 1000, 0.0008, 0.0002, points=1000)
+    references = [text for text in made.column("det01_ref") if text]
+    assert references == [f"h5file://{first.detector.LastFilename}::entry/instrument/detector/data#0:1000/1".encode()]
+
+
+def test_single_counts(sardana: Sardana, first: Beamline) -> None:
+    before = sardana.files()
+    sardana.run("ct", 0.005)
+    assert "not kept" in sardana.door.said()
+    assert sardana.files() == before
+
+    sardana.run("set_meas_conf", "ValueRefPattern", f"h5file://{sardana.data}/ct_{{index}}.h5", "det01")
+    try:
+        for number in range(3):
+            sardana.run("ct", 0.005)
+            path = sardana.data / f"ct_{number}.h5"
+            assert f"h5file://{path}::entry/instrument/detector/data#0" in sardana.door.said()
+            first.assert_frames(path, [0])
+        sardana.run("det_uct", 0.005)
+        assert "ct_3.h5" in sardana.door.said()
+        first.assert_frames(sardana.data / "ct_3.h5", [0])
+    finally:
+        sardana.run("set_meas_conf", "ValueRefPattern", "", "det01")
+
+
+def test_plain_values(sardana: Sardana, first: Beamline) -> None:
+    """References off: the image itself goes to whoever counts."""
+    sardana.run("set_meas_conf", "ValueRefEnabled", "False", "det01")
+    sardana.run("set_meas_conf", "Synchronization", "Trigger", "det01")
+    try:
+        before = sardana.files()
+        sardana.run("ct", 0.005)
+        np.testing.assert_array_equal(sardana.element("det01").Value, first.expected(0))
+        assert sardana.files() == before
+    finally:
+        sardana.run("set_meas_conf", "Synchronization", "Start", "det01")
+        sardana.run("det_setup")
+
+
+def test_several_detectors_with_different_rates(sardana: Sardana) -> None:
+    sardana.run("defmeas", "mg_both", "det01", "det02")
+    try:
+        sardana.group("mg_both")
+        sardana.run("det_setup")
+        for channel in ("det01", "det02"):
+            sardana.run("set_meas_conf", "Synchronizer", "tg01", channel)
+        sardana.element("det02").FramesPerPoint = 3
+        before = sardana.files()
+        sardana.run("ascanct", "mot01", 0, 1, 29, 0.015, 0.005)
+        made = sardana.last_scan()
+        assert made.tags("det01") == list(range(30))
+        assert made.tags("det02") == list(range(90))
+        assert made.column("det02").shape[:2] == (30, 3)
+        names = {f"scan_{made.number:05d}_{channel}.h5" for channel in ("det01", "det02")}
+        assert {file.name for file in sardana.files() - before} == names
+    finally:
+        sardana.element("det02").FramesPerPoint = 1
+        sardana.group("mg")
+        sardana.run("udefmeas", "mg_both")
+
+
+def test_region_of_interest(sardana: Sardana, first: Beamline) -> None:
+    sardana.group("mg_roi")
+    made = scan(sardana, "ascan", "mot01", 0, 1, 5, 0.005, points=6)
+    sums = [first.expected(number)[8:48, 8:48].sum() for number in range(6)]
+    assert made.column("roi01").tolist() == sums
+
+    made = scan(sardana, "timescan", 60, 0.008, 0.002, points=60)
+    measured = {n: value for n, value in enumerate(made.column("roi01")) if not np.isnan(value)}
+    assert len(measured) >= 2 and 59 in measured, "some of the images on the way, and the last"
+    assert measured == {n: first.expected(n)[8:48, 8:48].sum() for n in measured}
+
+
+def test_lost_frames_are_told(sardana: Sardana, first: Beamline, one_file: None) -> None:
+    first.detector.InjectDrop = 3
+    sardana.run("timescan", 40, 0.004, 0.001)
+    made = sardana.last_scan()
+    assert made.missing() == [10, 20, 30]
+    assert [tag for n, tag in enumerate(made.tags()) if n not in (10, 20, 30)] == [
+        n for n in range(40) if n not in (10, 20, 30)
+    ]
+    assert not made.column("det01")[20].any(), "reads as 0"
+    assert "det01: no image at 3 of 40 points: 10, 20, 30" in sardana.door.said("Warning")
+    assert sardana.element("det01").MissingFrames == 3
+
+
+def test_software_triggers_that_sardana_leaves_out(sardana: Sardana, first: Beamline, one_file: None) -> None:
+    """Too fast for a software event for each point: images stay with their points, the detector is not left armed."""
+    sardana.run("set_meas_conf", "Synchronization", "Trigger", "det01")
+    try:
+        sardana.run("timescan", 20, 0.002, 0.001)
+        made = sardana.last_scan()
+        missing = made.missing()
+        assert missing, "3 ms a point is too fast"
+        present = [tag for n, tag in enumerate(made.tags()) if n not in missing]
+        assert present == list(range(len(present)))
+    finally:
+        sardana.run("set_meas_conf", "Synchronization", "Start", "det01")
+
+
+def test_file_names_by_a_pattern(sardana: Sardana, first: Beamline) -> None:
+    sardana.run("senv", "DetectorFilePattern", "{ScanDir}/raw/{channel}/s{ScanID}_{number:02d}.h5")
+    try:
+        for _ in range(2):
+            made = scan(sardana, "ascan", "mot01", 0, 1, 2, 0.002, points=3)
+            assert made.sources() == [f"raw/det01/s{made.number}_01.h5"], "directories are made"
+        sardana.run("senv", "DetectorFilePattern", "{ScanDir}/fixed.h5")
+        scan(sardana, "ascan", "mot01", 0, 1, 2, 0.002, points=3)
+        content = (sardana.data / "fixed.h5").read_bytes()
+        made = scan(sardana, "ascan", "mot01", 0, 1, 2, 0.002, points=3)
+        assert made.sources() == ["fixed_001.h5"]
+        assert (sardana.data / "fixed.h5").read_bytes() == content
+        (sardana.data / "taken.h5").write_bytes(b"of somebody else")
+        sardana.run("senv", "DetectorFilePattern", "{ScanDir}/taken.h5")
+        with pytest.raises(MacroError, match="taken.h5"):
+            sardana.run("ascan", "mot01", 0, 1, 2, 0.002)
+        assert (sardana.data / "taken.h5").read_bytes() == b"of somebody else"
+        sardana.run("senv", "DetectorFilePattern", "{ScanDir}/{colour}.h5")
+        with pytest.raises(MacroError, match="colour"):
+            sardana.run("ascan", "mot01", 0, 1, 2, 0.002)
+    finally:
+        sardana.run("usenv", "DetectorFilePattern")
+
+
+def test_files_can_be_moved_together(sardana: Sardana, tmp_path: Path) -> None:
+    sardana.run("senv", "ScanFile", "moved.h5")
+    try:
+        sardana.run("ascan", "mot01", 0, 1, 4, 0.002)
+    finally:
+        sardana.run("senv", "ScanFile", "scan.h5")
+    made = Scan(sardana.data / "moved.h5")
+    for file in (made.file, sardana.data / made.sources()[0]):
+        shutil.move(file, tmp_path / file.name)
+    assert Scan(tmp_path / "moved.h5").tags() == list(range(5))
+
+
+def test_scan_file_is_nexus(sardana: Sardana) -> None:
+    made = scan(sardana, "ascan", "mot01", 0, 1, 4, 0.002, points=5)
+    with h5py.File(made.file) as h5:
+        entry = h5[h5.attrs["default"]]
+        assert entry["definition"][()] == b"NXscan"
+        plot = entry[entry.attrs["default"]]
+        assert plot.attrs["signal"] == "det01"
+        assert list(plot.attrs["axes"]) == ["mot01", ".", "."]
+        assert plot["det01"].shape == (5, 64, 80) and plot["mot01"].shape == (5,)
+        detector = entry["instrument/det01"]
+        assert detector.attrs["NX_class"] == "NXdetector"
+        assert detector["data"].shape == (5, 64, 80)
+        assert detector["detector_file/frame_status"][()].tolist() == [1] * 5, "the detector's own file has the rest"
+
+
+def test_macros_for_users(sardana: Sardana, first: Beamline) -> None:
+    assert sardana.run("det_info", "det01") == ["ON"]
+    for word in (first.detector_name.split("/")[0], "64 x 80 uint16", "SOFTWARE"):
+        assert word in sardana.door.said()
+
+    (path,) = sardana.run("det_expose", 4, 0.002, sardana.data / "exposed_{number}.h5", "det01")
+    assert path == str(sardana.data / "exposed_1.h5")
+    first.assert_frames(Path(path), range(4))
+    assert sardana.run("det_expose", 1, 0.002) == [""], "without a name nothing is kept"
+
+    (path,) = sardana.run("det_dark", 3, 0.002)
+    with h5py.File(path) as h5:
+        assert h5["entry/instrument/detector/header/label"][()] == b"dark"
+    first.assert_frames(Path(path), range(3))
+    assert first.detector.Label == ""
+    assert path in sardana.run("genv", "DetectorDark") or path in sardana.door.said()
+
+    sardana.run("det_live", 0.01)
+    deadline = time.monotonic() + 30
+    while first.detector.nFramesAcquired < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    sardana.run("det_stop")
+    assert first.detector.state().name == "ON"
+
+
+def test_hooks_of_a_macro(sardana: Sardana) -> None:
+    """A shutter is opened and closed by hooks."""
+    sardana.run("defgh", "mv mot02 5", "pre-acq")
+    sardana.run("defgh", "mv mot02 7", "post-acq")
+    try:
+        sardana.run("mv", "mot02", 0)
+        sardana.run("det_expose", 1, 0.002)
+        assert sardana.element("mot02").Position == pytest.approx(7)
+    finally:
+        sardana.run("udefgh", "mv mot02 5", "pre-acq")
+        sardana.run("udefgh", "mv mot02 7", "post-acq")
