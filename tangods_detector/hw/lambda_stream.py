@@ -25,6 +25,7 @@ from tangods_detector.hw.frame_ring import MESSAGES, SLOTS_MAX, Loans
 from tangods_detector.hw.lambda_numbers import Numbers
 from tangods_detector.hw.lambda_system import FrameStatus, LambdaSystem, ModuleStatus, RawFrame
 from tangods_detector.streamer import LOOK, Streamer
+from tangods_receiver import ledger as ledgers
 from tangods_receiver.errors import HardwareError
 from tangods_receiver.ledger import Ledger, Verdict
 from tangods_receiver.protocol import stins
@@ -137,6 +138,7 @@ class ModuleStream:
         self._system, self._position, self._look = system, position, look
         self._address = host, port
         self._memory, self._guard = memory, guard
+        self._missing: dict[bool, tuple[int, list[list[int]]]] = {}  # of the series that is over
         self._inbox: queue.Queue[Course] = queue.Queue()
         self._closing = threading.Event()
         self._abort = threading.Event()
@@ -203,8 +205,10 @@ class ModuleStream:
         """How many frames did not come, and the first ranges of them; in a stopped series below the last that came."""
         if not self.over:
             return self.ledger.known_missing, []
-        ranges = self.ledger.missing(self.ledger.highest + 1 if stopped else None)
-        return sum(last - first + 1 for first, last in ranges), [list(one) for one in ranges[:RANGES]]
+        if stopped not in self._missing:
+            ranges = self.ledger.missing(self.ledger.highest + 1 if stopped else None)
+            self._missing[stopped] = ledgers.total(ranges), [list(one) for one in ranges[:RANGES]]
+        return self._missing[stopped]
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
@@ -256,6 +260,7 @@ class ModuleStream:
     def _reset(self, course: Course) -> None:
         job = course.job
         self.ledger = Ledger(job.nframes)
+        self._missing.clear()
         self.sent = self.incomplete = self.repeated = self.foreign = self.failed = self.stale = 0
         self.finished, self._current, self.came, self._resting = 0, 0, False, inf
         self._most = max(LEAST, min(SLOTS_MAX, self._memory // job.frame_bytes))
@@ -288,13 +293,13 @@ class ModuleStream:
         return course.halted_at < inf or course.starts * course.job.per_start >= course.job.nframes
 
     def _step(self, course: Course) -> None:
-        look = self._look()  # before the ring is: what is empty then stays empty
+        starts, look = course.starts, self._look()  # before the ring is: what is empty then stays empty
         raw = self._system.next_frame(self._position, LOOK)
         self._take_back()
         if raw is not None:
             self._take(raw, course)
         elif self._rests(course, look):
-            self.finished = course.starts
+            self.finished = starts
 
     def _rests(self, course: Course, look: Look) -> bool:
         """The hardware has nothing more of this start."""

@@ -331,6 +331,8 @@ class Unit:
         hardware = self._hardware
         if not hardware.system.get("thresholds"):
             raise HardwareError("no thresholds are set since power-up: it would count noise; set them, then arm again")
+        if hardware.busy:  # with what somebody else began
+            hardware.system.stop()
         hardware.wait_for(lambda look: hardware.not_ready(look, voltage=True), ready_limit)
         found = hardware.describe()
         shapes = {module.shape for module in found.modules}

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 import h5py
@@ -21,6 +22,8 @@ from zmq.utils.garbage import gc
 
 from tangods_detector.hw.lambda_client import LambdaUnit
 from tangods_detector.hw.lambda_control import main
+from tangods_detector.hw.lambda_stream import Course, Job, Look, ModuleStream
+from tangods_detector.hw.lambda_system import LambdaSystem
 from tangods_receiver import security
 from tangods_receiver.errors import HardwareError
 from tangods_receiver.protocol import SeriesEnd, SeriesStart
@@ -165,6 +168,49 @@ def test_software_triggers_are_starts_that_each_count_from_one(make, fake):
     assert status.modules[1].missing_numbers == [[1, 1], [4, 4], [7, 7], [10, 10]]
     for k in range(2):
         assert all((p == image(k, n % 3 + 1)).all() for n, p in pixels_of(listener, k).items())
+
+
+def test_a_start_that_comes_while_the_one_before_is_found_over():
+    """The new one is not over by that."""
+
+    class Module:
+        frames_queued = 0
+
+        @property
+        def busy(self):
+            course.confirmed_at = inf
+            course.starts += 1
+            return False
+
+    class System(LambdaSystem):
+        settle = 0.0
+        connect = close = describe = get = set = start = stop = reset = status = None
+
+        def next_frame(self, module, timeout):
+            return None
+
+    system = type("System", (System,), {"__abstractmethods__": frozenset()})()
+    job = Job(1, "", 4, 2, 1, SHAPE, "uint16", False, {}, 1.0)
+    course, look = Course(job), Look(time.monotonic(), (Module(),))
+    stream = ModuleStream(system, 0, 0, "", lambda: look, host="", port=0, memory=0, guard=None)
+    course.starts, course.confirmed_at = 1, look.at - 1
+    stream._step(course)
+    assert (course.starts, stream.finished) == (2, 1)
+
+
+def test_a_unit_that_another_program_has_begun(make, fake):
+    """It is stopped, and what is in the rings is of nobody."""
+    client = make()
+    set_up(client, 30, shutter_time=5.0)
+    client._unit._hardware.system.start()
+    wait_for(lambda: client.status().busy and module(client).queued, LONG)
+    with Listener(client.endpoints()) as listener:
+        arm(client, 1, "", 30)
+        assert (fake.get("stops"), client.status().busy) == (1, False)
+        client.start()
+        assert over(client, listener, 1).message == ""
+    assert [len(pixels_of(listener, k)) for k in range(2)] == [30, 30]
+    given_back(fake)
 
 
 def test_a_start_while_busy_is_refused_and_harms_nothing(make, fake):
