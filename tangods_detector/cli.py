@@ -56,11 +56,12 @@ def main(verbose: bool) -> None:
     "--output", type=click.Path(path_type=Path), help="Folder for the file and the picture [default: a new one]."
 )
 @click.option("--keep", is_flag=True, help="Leave database and servers running until Ctrl-C.")
-def demo(frames: int, rate: float, size: tuple[int, int], output: Path | None, keep: bool) -> None:
+@click.option("--gui", is_flag=True, help="Open the window before them; they run until it is closed.")
+def demo(frames: int, rate: float, size: tuple[int, int], output: Path | None, keep: bool, gui: bool) -> None:
     """Database, Detector and StreamReceiver on this machine: one series from the simulator, checked and drawn."""
     from tangods_detector.demo import run_demo
 
-    run_demo(console, frames, rate, size, output, keep)
+    run_demo(console, frames, rate, size, output, keep, gui)
 
 
 @main.command()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,11 +37,20 @@ READY_LIMIT = 30.0  # s, from the start of the servers to ON
 
 
 def run_demo(
-    console: Console, frames: int, rate: float, size: tuple[int, int], output: Path | None, keep: bool
+    console: Console,
+    frames: int,
+    rate: float,
+    size: tuple[int, int],
+    output: Path | None,
+    keep: bool,
+    gui: bool = False,
 ) -> None:
-    """Acquire `frames` images of `size` (rows, columns) at `rate` Hz; DaqError says which step failed.
+    """Acquire `frames` images of `size` (rows, columns) at `rate` Hz; DaqError says which step failed. `keep`: all goes
+    on until Ctrl-C; `gui`: until its window is closed.
 
     The data file and the picture stay in `output` (a new folder if None), everything else goes again."""
+    if gui and not importlib.util.find_spec("taurus"):
+        raise ConfigError("--gui: the packages of the window are missing; install tangods-detector[gui]")
     output = _output_folder(output)
     servers = Path(tempfile.mkdtemp(prefix="servers-", dir=output))
     options = [f"width = {size[1]}", f"height = {size[0]}"]
@@ -48,8 +61,8 @@ def run_demo(
         _verify(console, file, frames, options, detector)
         _show_tree(console, file)
         console.print(f"[bold]6.[/] picture: {_draw(file, output / (file.stem + '.png'))}")
-        if keep:
-            _stay(console, local)
+        if keep or gui:
+            _stay(console, local, gui)
     shutil.rmtree(servers)
 
 
@@ -71,7 +84,7 @@ def _start_servers(console: Console, local: LocalTango, output: Path, options: l
     _wait_for("the detector's stream", lambda: list(detector.Endpoints or []))
     (endpoint,) = detector.Endpoints
     _put(local, "Detector", DETECTOR, {"BackendOptions": [*options, f"port = {endpoint.rpartition(':')[2]}"]})
-    _put(local, "StreamReceiver", RECEIVER, {"Root": str(output), "Endpoints": endpoint, "Http": ""})
+    _put(local, "StreamReceiver", RECEIVER, {"Root": str(output), "Endpoints": endpoint, "Http": "127.0.0.1:0"})
     local.start("StreamReceiver/demo")
     _wait_for(f"{DETECTOR} to be ON", lambda: detector.state() == tango.DevState.ON, lambda: detector.status())
     console.print(f"[bold]2.[/] Detector {DETECTOR} and StreamReceiver {RECEIVER} run, each in a process of its own")
@@ -177,12 +190,18 @@ def _draw(file: Path, picture: Path) -> Path:
     return picture
 
 
-def _stay(console: Console, local: LocalTango) -> None:
+def _stay(console: Console, local: LocalTango, gui: bool) -> None:
+    page = local.device(RECEIVER).HttpAddress
     console.print(
         f"\nRunning until Ctrl-C. In another terminal:  export TANGO_HOST={local.tango_host}\n"
-        f"then Jive, the GUI or itango:  det = Device('{DETECTOR}'); det.Arm(); det.State()"
+        f"then Jive, the GUI or itango:  det = Device('{DETECTOR}'); det.Arm(); det.State()\n"
+        f"The live page: {page}"
     )
     try:
+        if gui:
+            command = [sys.executable, "-m", "taurus_gui", DETECTOR]
+            subprocess.run(command, env={**os.environ, "TANGO_HOST": local.tango_host}, check=False)
+            return
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
