@@ -17,7 +17,9 @@ import zmq
 from tangods_detector.hw.pilatus_control import Orders
 from tangods_detector.hw.pilatus_run import Options
 from tangods_detector.hw.pilatus_stream import PilatusStream, Refused
+from tangods_receiver import security
 from tangods_receiver.errors import HardwareError
+from tangods_receiver.security import Credentials
 
 REPLY = 15.0  # s; an order is taken within TAKEN_ORDERS of the stream
 
@@ -61,8 +63,9 @@ class PilatusStreamer:
     """The stream at `address` (tcp://host:port), or (`here`) one in this process. Any thread may call; every method
     raises HardwareError with the stream's own words, or when it does not answer for `timeout` s."""
 
-    def __init__(self, address: str, timeout: float = 3.0) -> None:
-        self._line: _Line | None = _Line(address, timeout)
+    def __init__(self, address: str, timeout: float = 3.0, credentials: Credentials | None = None) -> None:
+        """`credentials` where the stream asks for keys."""
+        self._line: _Line | None = _Line(address, timeout, credentials)
         self._ask: Callable[[dict[str, Any]], dict[str, Any]] = self._line.ask
         self._begin(address)
 
@@ -180,8 +183,8 @@ class PilatusStreamer:
 class _Line:
     """A REQ socket; after a reply that did not come it is made anew, because it would wait for that for ever."""
 
-    def __init__(self, address: str, timeout: float) -> None:
-        self._address, self._timeout = address, timeout
+    def __init__(self, address: str, timeout: float, credentials: Credentials | None) -> None:
+        self._address, self._timeout, self._credentials = address, timeout, credentials
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self.closed = False
@@ -194,6 +197,8 @@ class _Line:
             if self._socket is None:
                 self._socket = self._context.socket(zmq.REQ)
                 self._socket.linger = 0
+                if self._credentials is not None:
+                    security.secure_client(self._socket, self._credentials)
                 self._socket.connect(self._address)
             self._socket.send(json.dumps(request).encode())
             if not self._socket.poll(int(limit * 1000)):

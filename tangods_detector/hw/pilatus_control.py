@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 import zmq
 
 from tangods_detector import __version__
+from tangods_detector.hw.pilatus_guard import NOBODY_IS_REFUSED, Guard
 from tangods_detector.hw.pilatus_run import Options, Series
 from tangods_detector.hw.pilatus_stream import PilatusStream, Refused
 from tangods_detector.hw.pilatus_watcher import Pattern
@@ -228,7 +229,7 @@ def _show(value: Any) -> str:
 class Control:
     """A thread with a REP socket. A controller that goes in the middle of a request harms nobody."""
 
-    def __init__(self, orders: Orders, host: str, port: int) -> None:
+    def __init__(self, orders: Orders, host: str, port: int, guard: Guard = NOBODY_IS_REFUSED) -> None:
         """Refused: the port is not to be had."""
         self._orders = orders
         self._closing = threading.Event()
@@ -236,11 +237,11 @@ class Control:
         self._socket = self._context.socket(zmq.REP)
         self._socket.linger = 500
         self._socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)
+        self._authenticator = guard.protect(self._context, self._socket)
         try:
             self._socket.bind("tcp://{}:{}".format(host, port or "*"))
         except zmq.ZMQError as exc:
-            self._socket.close()
-            self._context.term()
+            self._close()
             raise Refused(f"cannot listen at tcp://{host}:{port}: {exc}; is the port in use?") from exc
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._thread = threading.Thread(target=self._work, name="pilatus-control")
@@ -259,8 +260,13 @@ class Control:
                 if self._socket.poll(int(LOOK * 1000)):
                     self._socket.send(self._answer(self._socket.recv_multipart()))
         finally:
-            self._socket.close()
-            self._context.term()
+            self._close()
+
+    def _close(self) -> None:
+        self._socket.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._context.term()
 
     def _answer(self, parts: List[bytes]) -> bytes:
         try:
@@ -309,6 +315,9 @@ def _parser(program: Optional[str]) -> argparse.ArgumentParser:
     )
     add("--file-wait", default=3.0, type=float, metavar="S", help="for files after the end (default %(default)s s)")
     add("--lease", default=10.0, type=float, metavar="S", help="of a silent controller (default %(default)s s)")
+    add("--allow", action="append", default=[], metavar="ADDRESS", help="may connect, others may not; may be repeated")
+    add("--curve-key", default="", metavar="FILE", help="own .key_secret file: both ports are encrypted")
+    add("--curve-clients", default="", metavar="FOLDER", help="with a .key file of each who may connect then")
     add("--poll", action="store_true", help="read the folder again and again: its file system tells no events")
     add("-v", "--verbose", action="store_true", help="log decisions, too")
     add("--version", action="version", version=__version__)
@@ -324,6 +333,11 @@ def main(arguments: Optional[List[str]] = None, program: Optional[str] = None) -
     logging.basicConfig(
         level=logging.DEBUG if given.verbose else logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s"
     )
+    try:
+        guard = Guard(given.allow, given.curve_key, given.curve_clients)
+    except ValueError as exc:
+        sys.stderr.write(f"Error: {exc}\n")
+        return 1
     options = Options(
         os.path.abspath(given.folder),
         given.stream[0],
@@ -333,13 +347,14 @@ def main(arguments: Optional[List[str]] = None, program: Optional[str] = None) -
         polling=True if given.poll else None,
         md5_share=given.md5_share,
         file_wait=given.file_wait,
+        guard=guard,
     )
     stop = threading.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda *_: stop.set())
     try:
         with PilatusStream(options) as stream:
-            with Control(Orders(stream, given.lease), given.control[0], given.control[1]) as control:
+            with Control(Orders(stream, given.lease), given.control[0], given.control[1], guard) as control:
                 sys.stdout.write(f"images of {options.folder}: {stream.endpoint}, orders: {control.endpoint}\n")
                 sys.stdout.flush()
                 while not stop.wait(0.2):

@@ -13,8 +13,10 @@ from tangods_detector.hw import pilatus_replies as replies
 from tangods_detector.hw.base import DetectorInfo
 from tangods_detector.hw.pilatus_camserver import Camserver, NoControl, Refused
 from tangods_detector.hw.pilatus_client import PilatusStreamer
+from tangods_detector.hw.pilatus_guard import Guard
 from tangods_detector.hw.pilatus_run import Options as StreamOptions
 from tangods_detector.options import option
+from tangods_receiver import security
 from tangods_receiver.errors import ConfigError, HardwareError
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,10 @@ class PilatusOptions:
     stream_port: int = option(9999, "port there; 0: any free one")
     keep: int = option(10, "files that stay behind those being sent, where images are read in this process")
     md5_share: float = option(0.05, "of its time that may go into sums of images there; 1: all are checked, 0: none")
+    curve_key: str = option("", "this side's .key_secret file, where the streamer asks for keys, or is to ask for them")
+    curve_server_key: str = option("", "the .key file of stream-pilatus")
+    curve_clients: str = option("", "folder with a .key file of each who may pull, where this process reads the images")
+    allow_peers: tuple[str, ...] = option((), "addresses, with commas, that may pull from this process; empty: all")
     timeout: float = option(10.0, "limit for an ordinary command, s")
     threshold_timeout: float = option(110.0, "limit for setthreshold and setenergy, s")
     patience: float = option(10.0, "how long stream-pilatus may be silent in a series, s")
@@ -66,6 +72,8 @@ class PilatusOptions:
             problems.append("folder: missing; give the RAM disk, or streamer = tcp://HOST:9998")
         if self.folder and not os.path.isabs(self.folder):
             problems.append(f"folder: {self.folder!r} does not begin with /")
+        if self.streamer and bool(self.curve_key) != bool(self.curve_server_key):
+            problems.append("curve_key, curve_server_key: both or none, where there is a streamer")
         if self.streamer and not self.streamer.startswith("tcp://"):
             problems.append(f"streamer: {self.streamer!r} is not like tcp://10.1.1.5:9998")
         if problems:
@@ -104,9 +112,17 @@ class Link:
     def _streamer(self) -> PilatusStreamer:
         o = self.options
         if o.streamer:
-            return PilatusStreamer(o.streamer, timeout=1.0)
+            credentials = None
+            if o.curve_key:
+                own, server = security.key_pair(o.curve_key), security.public_key(o.curve_server_key)
+                credentials = security.Credentials(own, server)
+            return PilatusStreamer(o.streamer, 1.0, credentials)
         where = o.stream_host, o.folder
-        make = StreamOptions(o.folder, o.stream_host, o.stream_port, keep=o.keep, md5_share=o.md5_share)
+        try:
+            guard = Guard(o.allow_peers, o.curve_key, o.curve_clients)
+        except ValueError as exc:
+            raise ConfigError(f"curve_key, curve_clients: {exc}") from exc
+        make = StreamOptions(o.folder, o.stream_host, o.stream_port, keep=o.keep, md5_share=o.md5_share, guard=guard)
         try:
             os.makedirs(o.folder, exist_ok=True)
             try:

@@ -11,6 +11,8 @@ from typing import Any, Deque, Dict, List, NamedTuple, Optional, Sequence
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from tangods_detector.hw.pilatus_guard import NOBODY_IS_REFUSED, Guard
+
 log = logging.getLogger(__name__)
 
 LINGER = 2.0  # s for what is still queued when the socket is closed
@@ -81,7 +83,7 @@ class Outlet:
 
     Made, used and closed in one thread."""
 
-    def __init__(self, host: str, port: int, queue: int, keep: int) -> None:
+    def __init__(self, host: str, port: int, queue: int, keep: int, guard: Guard = NOBODY_IS_REFUSED) -> None:
         """zmq.ZMQError: the port is not to be had."""
         self.breaks = 0  # connections that ended
         self.deleted = 0
@@ -91,6 +93,7 @@ class Outlet:
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.linger = int(LINGER * 1000)
         self._socket.sndhwm = queue
+        self._authenticator = guard.protect(self._context, self._socket)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
             self._socket.bind("tcp://{}:{}".format(host, port or "*"))
@@ -158,6 +161,8 @@ class Outlet:
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
         self._context.term()
 
     def _send(self, parts: Sequence[Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from tangods_detector.hw import pilatus_cbf as cbf
 from tangods_detector.hw import pilatus_outlet as outlets
+from tangods_detector.hw.pilatus_guard import NOBODY_IS_REFUSED, Guard
 from tangods_detector.hw.pilatus_queue import DAMAGED, Queue
 from tangods_detector.hw.pilatus_watcher import Pattern, Watcher
 
@@ -29,7 +30,7 @@ class Options(NamedTuple):
     wait in the socket; `keep` files behind them that stay after they were sent; `polling` True, False, None: by the
     file system; `md5_share` of the time may go into sums of pixels (1: each image is checked, 0: none); times in s:
     `gap_wait` for an image that later ones overtook, `file_wait` for one after the end of the series, `damaged_wait`
-    for one that is not complete, `arm_limit` for a receiver."""
+    for one that is not complete, `arm_limit` for a receiver; `guard` of the stream's port."""
 
     folder: str
     host: str = "127.0.0.1"
@@ -46,6 +47,7 @@ class Options(NamedTuple):
     arm_limit: float = 10.0
     stop_limit: float = 10.0
     room_for: int = 50
+    guard: Guard = NOBODY_IS_REFUSED
 
 
 class Series(NamedTuple):

@@ -115,7 +115,8 @@ class PilatusStream:
 
     def _work(self, ready: "Future[str]") -> None:
         try:
-            self._outlet = outlets.Outlet(self.options.host, self.options.port, self.options.queue, self.options.keep)
+            o = self.options
+            self._outlet = outlets.Outlet(o.host, o.port, o.queue, o.keep, o.guard)
         except zmq.ZMQError as exc:
             where = f"tcp://{self.options.host}:{self.options.port}"
             ready.set_exception(Refused(f"cannot bind the stream to {where}: {exc}; is the port in use?"))
