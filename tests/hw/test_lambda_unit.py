@@ -201,13 +201,16 @@ def test_a_start_that_comes_while_the_one_before_is_found_over():
 def test_a_unit_that_another_program_has_begun(make, fake):
     """It is stopped, and what is in the rings is of nobody."""
     client = make()
-    set_up(client, 30, shutter_time=5.0)
+    set_up(client, 30, trigger_mode="EXT_FRAMES")
     client._unit._hardware.system.start()
+    wait_for(lambda: client.status().busy, LONG)
+    fake.edges(3)
     wait_for(lambda: client.status().busy and module(client).queued, LONG)
     with Listener(client.endpoints()) as listener:
         arm(client, 1, "", 30)
         assert (fake.get("stops"), client.status().busy) == (1, False)
         client.start()
+        fake.edges(30)
         assert over(client, listener, 1).message == ""
     assert [len(pixels_of(listener, k)) for k in range(2)] == [30, 30]
     given_back(fake)
