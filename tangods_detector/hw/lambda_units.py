@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from tangods_detector.hw.lambda_client import LambdaUnit, ModuleState, UnitOptions, UnitStatus
@@ -15,6 +15,7 @@ from tangods_detector.options import option
 from tangods_receiver.errors import ConfigError, HardwareError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ANYWHERE = ("0.0.0.0", "*", "[::]")  # a unit that sends at every address of its computer
 PAUSE = 0.02  # s
@@ -95,6 +96,7 @@ class Units:
         self._options = options
         self._units = options.open()
         self._where: dict[int, LambdaUnit] = {}  # by number of the module
+        self._deaf: dict[LambdaUnit, str] = {}  # that do not answer, and their words
         self.modules: list[Module] = []  # in the order of their numbers
         self.library = ""
         self.bit_depth = 0
@@ -267,18 +269,30 @@ class Units:
 
     def stop(self, limit: float) -> None:
         """All of them, whatever one of them says; the end messages are sent when it returns."""
-        problems = []
-        for act in (lambda unit: unit.stop(), lambda unit: unit.wait_over(limit)):
-            for unit in self._units:
-                try:
-                    act(unit)
-                except HardwareError as exc:
-                    problems.append(str(exc))
+        problems: dict[int, str] = {}
+        for act in (LambdaUnit.status, LambdaUnit.stop, lambda unit: unit.wait_over(limit)):  # status answers at once
+            for k, unit in enumerate(self._units):
+                if k not in problems:
+                    try:
+                        self._heard(unit, act)
+                    except HardwareError as exc:
+                        problems[k] = str(exc)
         if problems:
-            raise HardwareError("; ".join(dict.fromkeys(problems)))
+            raise HardwareError("; ".join(problems.values()))
 
     def statuses(self) -> list[UnitStatus]:
-        return [unit.status() for unit in self._units]
+        return [self._heard(unit, LambdaUnit.status) for unit in self._units]
+
+    def _heard(self, unit: LambdaUnit, act: Callable[[LambdaUnit], T]) -> T:
+        """Its answer. A unit that has not answered once is not waited for again, until all are connected anew."""
+        if unit in self._deaf:
+            raise HardwareError(self._deaf[unit])
+        try:
+            return act(unit)
+        except HardwareError as exc:
+            if "does not answer within" in str(exc):
+                self._deaf[unit] = str(exc)
+            raise
 
     def close(self) -> None:
         """Safe twice."""

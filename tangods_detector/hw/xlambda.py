@@ -325,12 +325,15 @@ class XLambda(Backend):
             if phase_of(units.statuses()) not in ("idle", "done", "error"):  # it is being armed
                 units.stop(STOP_LIMIT)
             return
-        complete = self._look(units, series).phase is Phase.DONE
-        if not complete:
-            units.stop(STOP_LIMIT)
-        last = self._look(units, series)
-        self._series, self.knobs.running = None, False
-        self._status = replace(last, phase=Phase.DONE if complete else Phase.IDLE)
+        complete = False
+        try:
+            complete = self._look(units, series).phase is Phase.DONE
+        finally:  # whatever one unit says, all of them are stopped
+            self._series, self.knobs.running = None, False
+            self._status = replace(self._status, phase=Phase.IDLE)
+            if not complete:
+                units.stop(STOP_LIMIT)
+        self._status = replace(self._look(units, series), phase=Phase.DONE if complete else Phase.IDLE)
 
     # --- the state ---------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,6 +30,7 @@ from tangods_receiver.errors import ConfigError, HardwareError
 from tangods_receiver.geometry import from_metadata, index_map
 from tangods_receiver.protocol import SeriesStart
 from tests.contract import BackendContract, Listener, wait_for
+from tests.hw import fake_lambda
 
 CHIP = 16
 LIMIT = 30.0  # s
@@ -144,6 +146,25 @@ def test_compressed_frames_are_unpacked(compressor: str) -> None:
             assert xspd.unit._drawing is not None
             assert [layouts.stamped(frames[n, 0]) for n in range(3)] == [(1, n, 0) for n in range(3)]
             np.testing.assert_array_equal(frames[2, 0], xspd.unit._drawing.module(0, 2))
+
+
+def test_through_libxsp(tmp_path: Path) -> None:
+    path = fake_lambda.library()
+    fake = fake_lambda.Fake(path)
+    options = LambdaOptions(libxsp=str(path), config=fake_lambda.config(tmp_path), port=0)
+    with closing(XLambda(options)) as backend:
+        backend.connect()
+        assert backend.max_frames == 2000
+        write(backend, "Energy", 12000.0)
+        _, frames = acquired(backend, 4)
+        assert sorted(frames) == [(n, m) for n in range(4) for m in range(2)]
+        for (number, module), pixels in frames.items():
+            np.testing.assert_array_equal(pixels, fake_lambda.image(module, number + 1))
+        edges = threading.Timer(1.0, fake.edges, (2,))
+        edges.start()
+        _, frames = acquired(backend, 2, n_triggers=2, trigger_mode=TriggerMode.EXTERNAL_MULTI)
+        edges.join()
+        assert len(frames) == 8
 
 
 def put(xspd: XspdSimulator, path: str, value: str) -> None:

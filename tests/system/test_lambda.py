@@ -151,6 +151,25 @@ def test_a_live_view(beamline: LambdaBeamline) -> None:
     beamline.good_series()
 
 
+@pytest.mark.soak
+def test_units_that_end_and_come_back(beamline: LambdaBeamline) -> None:
+    """The process that sends the modules."""
+    detector, unit = beamline.detector, beamline.units[1]
+    beamline.set(nFramesPerTrigger=2000)
+    detector.Arm()
+    wait_frames(beamline, 50)
+    begun = time.monotonic()
+    unit.stop_stream()
+    assert beamline.wait_end() is tango.DevState.FAULT
+    print(f"stream-lambda killed: FAULT after {time.monotonic() - begun:.1f} s: {detector.status()}")
+    assert "does stream-lambda run?" in detector.LastError
+    detector.Reset()
+    beamline.wait_state(tango.DevState.UNKNOWN)
+    unit.start_stream()
+    beamline.wait_on(30)
+    beamline.good_series()
+
+
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,12 @@ StreamReceiver: all in processes of their own."""
 
 from __future__ import annotations
 
+import random
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,24 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]
             process.kill()
 
 
+def free_ports(count: int) -> int:
+    """The first of so many in a row that are free, where the system hands out none by itself: a unit that is started
+    again has the same."""
+    for base in random.sample(range(20_000, 32_000, count), 100):
+        with ExitStack() as stack, suppress(OSError):
+            for port in range(base, base + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return base
+    raise AssertionError(f"no {count} free ports in a row")
+
+
 class Unit:
     """A control unit: xspd of some modules of a layout, and the process that sends them. `first` of them, from 0."""
 
     def __init__(self, layout: str, modules: str, first: int, *arguments: str, stream: Sequence[str] = ()) -> None:
         self.first, self._stream = first, stream
         self._xspd = ("--layout", layout, "--modules", modules, "--chip", str(CHIP), "--speed", "0.2", *arguments)
-        self._ports: tuple[str, str] = ("127.0.0.1:0", "127.0.0.1:0")
+        self._ports = f"127.0.0.1:{free_ports(10)}", "127.0.0.1:0"
 
     def __enter__(self) -> Unit:
         self._stack = ExitStack()
