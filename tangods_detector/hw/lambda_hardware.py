@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from tangods_detector.hw.lambda_stream import Look
+from tangods_detector.hw.lambda_job import Look
 from tangods_detector.hw.lambda_system import SETTINGS, Description, LambdaSystem, Value
 from tangods_receiver.errors import HardwareError
 

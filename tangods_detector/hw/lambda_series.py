@@ -10,7 +10,8 @@ from math import inf
 from typing import Any
 
 from tangods_detector.hw.lambda_hardware import Hardware
-from tangods_detector.hw.lambda_stream import RANGES, Course, Job, Look, ModuleStream
+from tangods_detector.hw.lambda_job import Course, Job, Look
+from tangods_detector.hw.lambda_stream import RANGES, ModuleStream
 from tangods_detector.hw.lambda_system import ModuleStatus
 from tangods_detector.orders import Refused
 from tangods_receiver.errors import HardwareError

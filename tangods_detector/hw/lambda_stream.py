@@ -12,9 +12,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -22,8 +21,9 @@ import numpy as np
 import zmq
 
 from tangods_detector.hw.frame_ring import MESSAGES, SLOTS_MAX, Loans
+from tangods_detector.hw.lambda_job import Course, Job, Look
 from tangods_detector.hw.lambda_numbers import Numbers
-from tangods_detector.hw.lambda_system import FrameStatus, LambdaSystem, ModuleStatus, RawFrame
+from tangods_detector.hw.lambda_system import FrameStatus, LambdaSystem, RawFrame
 from tangods_detector.streamer import LOOK, Streamer
 from tangods_receiver import ledger as ledgers
 from tangods_receiver.errors import HardwareError
@@ -37,50 +37,6 @@ END_LIMIT = 5.0  # s for the end message, and for what is still in the socket
 QUICKLY = 1.0  # s for the same, when nothing is waited for any longer
 RANGES = 100  # of missing frames that are told
 LEAST = 4  # frames that may be with libzmq at a time
-
-
-@dataclass(frozen=True)
-class Job:
-    """One series, as armed. `nframes` and `per_start` count what comes: twice the acquisitions where `dual`; `shape`
-    (rows, columns) of each module, `modules` of the whole image."""
-
-    series: int
-    filename: str
-    nframes: int
-    per_start: int
-    modules: int
-    shape: tuple[int, int]
-    dtype: str
-    dual: bool
-    metadata: Mapping[str, Any]
-    receiver_limit: float
-    endless: bool = False  # the receiver is told no number of frames
-
-    @property
-    def frame_bytes(self) -> int:
-        """Of one module."""
-        return self.shape[0] * self.shape[1] * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the unit told of its modules, at this moment (monotonic); `error`: it did not."""
-
-    at: float
-    modules: tuple[ModuleStatus, ...] = ()
-    error: str = ""
-
-
-class Course:
-    """A series on its way: what the unit tells its modules. Times are monotonic, `inf`: not yet."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.starts = 0  # that the hardware was given; before the first frame of it can come
-        self.confirmed_at = inf  # when the last start was seen to have been taken
-        self.halted_at = inf  # when the hardware had been stopped for good
-        self.given_up = threading.Event()  # nothing more is waited for
-        self.ending = threading.Event()  # all modules are over: the end messages may go
 
 
 class ModuleStreamer(Streamer):

@@ -12,8 +12,9 @@ from concurrent.futures import TimeoutError as NoAnswer
 from typing import Any, TypeVar
 
 from tangods_detector.hw.lambda_hardware import LOOK, Hardware
+from tangods_detector.hw.lambda_job import Job
 from tangods_detector.hw.lambda_series import UnitOptions, UnitSeries, told
-from tangods_detector.hw.lambda_stream import Job, ModuleStream
+from tangods_detector.hw.lambda_stream import ModuleStream
 from tangods_detector.hw.lambda_system import READINGS, SETTINGS, Description, LambdaSystem, ModuleStatus, Value
 from tangods_detector.orders import Refused
 from tangods_receiver.errors import HardwareError

@@ -22,7 +22,8 @@ from zmq.utils.garbage import gc
 
 from tangods_detector.hw.lambda_client import LambdaUnit
 from tangods_detector.hw.lambda_control import main
-from tangods_detector.hw.lambda_stream import Course, Job, Look, ModuleStream
+from tangods_detector.hw.lambda_job import Course, Job, Look
+from tangods_detector.hw.lambda_stream import ModuleStream
 from tangods_detector.hw.lambda_system import LambdaSystem
 from tangods_receiver import security
 from tangods_receiver.errors import HardwareError
