@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+import socket
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import pytest
 from tangods_detector.hw.lambda_client import LambdaUnit, UnitOptions
 from tangods_detector.hw.lambda_libxsp import LambdaLibxsp, LibxspOptions
 from tangods_detector.simulators.build import build
+from tangods_receiver.protocol import SeriesEnd
+from tests.waiting import wait_for
 
 HEADER = Path(__file__).parents[2] / "resources/lambda/xl.h"
 SHAPE = (32, 64)
+LONG = 30  # s, for what takes a moment on an idle machine
 
 
 def library(folder=None, *flags):
@@ -80,3 +84,45 @@ def arm(client, series, filename, nframes, modules=2, *, wait=True, **more):
     client.begin_arm(series, filename, nframes, modules=modules, metadata={"exptime": 0.001, **places}, **more)
     if wait:
         client.wait_armed()
+
+
+def set_up(client, frames=20, **settings):
+    client.begin_configure({"n_frames": frames, "shutter_time": 1.0, "thresholds": [6.0], **settings})
+    return client.wait_configured()
+
+
+def module(client, number=0):
+    return next(one for one in client.status().modules if one.module == number)
+
+
+def given_back(fake, modules=2):
+    """Every frame that was taken is in the ring again."""
+    taken = [fake.get("taken", k) for k in range(modules)]
+    assert [fake.get("released", k) for k in range(modules)] == taken
+    assert [fake.get("refused", k) for k in range(modules)] == [0] * modules
+
+
+def pixels_of(listener, number):
+    """Frames of a module, by their number, from a listener."""
+    return {f.number: np.frombuffer(f.data, f.dtype).reshape(f.shape) for f in listener.frames() if f.module == number}
+
+
+def over(client, listener, series, modules=2):
+    """The status, when all end messages have come too."""
+    status = client.wait_over(LONG)
+    wait_for(lambda: sum(isinstance(m, SeriesEnd) and m.series == series for m in listener.messages) == modules, LONG)
+    return status
+
+
+def two_ports(taken):
+    """Has this socket listen at a port; the one before it is free."""
+    for port in range(20_001, 60_000, 97):
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port - 1))
+                taken.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        taken.listen()
+        return port
+    raise AssertionError("no two ports are free")

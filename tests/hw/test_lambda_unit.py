@@ -3,15 +3,11 @@
 import json
 import random
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
 from math import inf
-from pathlib import Path
 
 import h5py
 import hdf5plugin  # noqa: F401  the filters
@@ -20,8 +16,6 @@ import pytest
 import zmq
 from zmq.utils.garbage import gc
 
-from tangods_detector.hw.lambda_client import LambdaUnit
-from tangods_detector.hw.lambda_control import main
 from tangods_detector.hw.lambda_job import Course, Job, Look
 from tangods_detector.hw.lambda_stream import ModuleStream
 from tangods_detector.hw.lambda_system import LambdaSystem
@@ -29,12 +23,24 @@ from tangods_receiver import security
 from tangods_receiver.errors import HardwareError
 from tangods_receiver.protocol import SeriesEnd, SeriesStart
 from tests.contract import Listener
-from tests.hw.fake_lambda import SHAPE, Fake, arm, config, image, library, unit
+from tests.hw.fake_lambda import (
+    LONG,
+    SHAPE,
+    Fake,
+    arm,
+    config,
+    given_back,
+    image,
+    library,
+    module,
+    over,
+    pixels_of,
+    set_up,
+    two_ports,
+    unit,
+)
 from tests.receiver.streaming import DATASET, running, wait_closed, wait_opened
 from tests.waiting import wait_for
-
-PROGRAM = [str(Path(sys.executable).parent / "tangods-detector"), "stream-lambda"]
-LONG = 30  # s, for what takes a moment on an idle machine
 
 
 @pytest.fixture(scope="module")
@@ -67,34 +73,6 @@ def make(path, tmp_path):
     yield new
     for context in reversed(made):
         context.__exit__(None, None, None)
-
-
-def set_up(client, frames=20, **settings):
-    client.begin_configure({"n_frames": frames, "shutter_time": 1.0, "thresholds": [6.0], **settings})
-    return client.wait_configured()
-
-
-def module(client, number=0):
-    return next(one for one in client.status().modules if one.module == number)
-
-
-def given_back(fake, modules=2):
-    """Every frame that was taken is in the ring again."""
-    taken = [fake.get("taken", k) for k in range(modules)]
-    assert [fake.get("released", k) for k in range(modules)] == taken
-    assert [fake.get("refused", k) for k in range(modules)] == [0] * modules
-
-
-def pixels_of(listener, number):
-    """Frames of a module, by their number, from a listener."""
-    return {f.number: np.frombuffer(f.data, f.dtype).reshape(f.shape) for f in listener.frames() if f.module == number}
-
-
-def over(client, listener, series, modules=2):
-    """The status, when all end messages have come too."""
-    status = client.wait_over(LONG)
-    wait_for(lambda: sum(isinstance(m, SeriesEnd) and m.series == series for m in listener.messages) == modules, LONG)
-    return status
 
 
 # --- series ----------------------------------------------------------------------------------------------------------
@@ -617,7 +595,7 @@ def test_a_reset_in_the_middle_of_a_series(make, fake):
 
 def test_a_port_that_is_taken(path, tmp_path):
     with socket.socket() as other:
-        port = _second_of_two(other)
+        port = two_ports(other)
         with unit(path, config(tmp_path), connect=False, port=port - 1) as client:
             wait_for(lambda: client.status().phase == "error", LONG)
             assert f"cannot bind the stream to tcp://127.0.0.1:{port}" in client.status().message
@@ -625,20 +603,6 @@ def test_a_port_that_is_taken(path, tmp_path):
             other.close()
             assert len(client.describe().modules) == 2
             assert client.endpoints() == [f"tcp://127.0.0.1:{port - 1}", f"tcp://127.0.0.1:{port}"]
-
-
-def _second_of_two(taken):
-    """Has this socket listen at a port; the one before it is free."""
-    for port in range(20_001, 60_000, 97):
-        with socket.socket() as free:
-            try:
-                free.bind(("127.0.0.1", port - 1))
-                taken.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        taken.listen()
-        return port
-    raise AssertionError("no two ports are free")
 
 
 def test_who_may_connect(make):
@@ -875,127 +839,3 @@ def _run_through(client, starts, chance, faults):
             time.sleep(0.002)
     client.wait_over(LONG) if number == starts else client.stop()
     return client.status().halted or number < starts
-
-
-# --- as a program ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def program(library, config_file, *options, stream=0, control=0):
-    """(process, address of its orders)"""
-    where = ["--stream", f"127.0.0.1:{stream}", "--control", f"127.0.0.1:{control}"]
-    command = [*PROGRAM, "--libxsp", str(library), "--config", config_file, *where, *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        said = process.stdout.readline()
-        assert "orders: tcp://127.0.0.1:" in said, said or process.stderr.read()
-        yield process, said
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=LONG)
-
-
-def test_a_process_that_is_told_what_to_do(path, tmp_path):
-    with program(path, config(tmp_path, lose_one=[3, 0]), "--first", "1") as (process, said):
-        with LambdaUnit(said.rpartition(" ")[2].strip(), 1.0) as client:
-            assert said.startswith("lambda/1, lambda/2: tcp://127.0.0.1:")
-            about = client.ping()
-            assert (about["program"], about["pid"], about["first"]) == ("stream-lambda", process.pid, 1)
-            assert [m.shape for m in client.describe().modules] == [SHAPE, SHAPE]
-            set_up(client, 50)
-            with running(tmp_path, *client.endpoints()) as engine:
-                arm(client, 1, "a.h5", 50, modules=3)
-                wait_opened(engine, 1)
-                with LambdaUnit(said.rpartition(" ")[2].strip(), LONG) as other:
-                    with pytest.raises(HardwareError, match="stop: .* has control, heard of"):
-                        other.stop()
-                    assert other.status().phase == "armed", "everybody may ask"
-                client.start()
-                status = client.wait_over(LONG)
-                assert (status.phase, status.message) == ("done", "lambda/1: 1 of 50 frames missing: 2")
-                assert wait_closed(engine, 1).missing == 50, "there is no module 0 here"
-            with h5py.File(tmp_path / "a.h5") as file:
-                for number, pixels in enumerate(file[DATASET]):
-                    assert (pixels[2] == image(1, number + 1)).all()
-                    assert (pixels[1] == (0 if number == 2 else image(0, number + 1))).all()
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(LONG) == 0
-            with pytest.raises(HardwareError, match="does not answer within 1 s; does stream-lambda run"):
-                client.status()
-
-
-def test_a_process_that_is_killed_and_started_again(path, tmp_path):
-    """By the same addresses; the receiver and the device stay as they are."""
-    with socket.socket() as one:
-        ports = {"stream": _second_of_two(one) - 1}
-    with program(path, config(tmp_path, 1), **ports) as (process, said):
-        address = said.rpartition(" ")[2].strip()
-        with LambdaUnit(address, 1.0) as client, Listener(client.endpoints()) as listener:
-            set_up(client, 100_000)
-            arm(client, 1, "", 100_000, modules=1)
-            client.start()
-            wait_for(lambda: len(listener.frames(1)) > 20, LONG)
-            process.kill()
-            process.wait(LONG)
-            with pytest.raises(HardwareError, match="does not answer within 1 s"):
-                client.status()
-            with program(path, config(tmp_path, 1), **ports, control=int(address.rpartition(":")[2])):
-                assert (client.status().phase, client.status().series) == ("idle", -1)
-                set_up(client, 20)
-                arm(client, 2, "", 20, modules=1)
-                client.start()
-                assert over(client, listener, 2, 1).phase == "done"
-    assert {f.number for f in listener.frames(2)} == {*range(20)}
-    assert not listener.ended(1)
-
-
-def test_a_process_whose_detector_comes_later(path, tmp_path):
-    later = tmp_path / "system.yml"
-    with program(path, str(later)) as (_, said):
-        assert said.startswith("no modules (libxsp: opening ")
-        with LambdaUnit(said.rpartition(" ")[2].strip()) as client:
-            assert client.endpoints() == [] and client.status().phase == "error"
-            with pytest.raises(HardwareError, match="2 configuration .*No such file"):
-                client.describe()
-            config(tmp_path, 3)
-            assert len(client.describe().modules) == 3
-            assert (len(client.endpoints()), client.status().phase) == (3, "idle")
-
-
-def test_a_process_that_cannot_begin(path, tmp_path, capsys):
-    for options, words in (
-        (["--libxsp", "a.so", "--first", "-1"], "--first is a number from 0"),
-        (["--libxsp", "a.so", "--control", "9009"], "'9009' is not like 127.0.0.1:9010"),
-        ([], "one of the arguments --xspd --libxsp is required"),
-    ):
-        with pytest.raises(SystemExit):
-            main(options)
-        assert words in capsys.readouterr().err
-    with zmq.Context() as context, context.socket(zmq.REP) as other:
-        port = other.bind_to_random_port("tcp://127.0.0.1")
-        line = [*PROGRAM, "--libxsp", str(path), "--stream", "127.0.0.1:0", "--control", f"127.0.0.1:{port}"]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=LONG)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert f"Error: cannot listen at tcp://127.0.0.1:{port}: Address already in use" in done.stderr
-
-
-def test_orders_that_are_none(path, tmp_path):
-    with program(path, config(tmp_path)) as (_, said), zmq.Context() as context:
-        with context.socket(zmq.REQ) as line:
-            line.linger = 0
-            line.connect(said.rpartition(" ")[2].strip())
-            for request, words in (
-                (b"hello", "the request is not JSON"),
-                (b"[1]", "a request is a JSON object"),
-                (b'{"command": "fly", "client": "a"}', "command is 'fly', known are arm, configure, describe"),
-                (b'{"command": "stop"}', "stop: who are you"),
-                (b'{"command": "arm", "client": "a", "nframes": 0}', "nframes is 0, not a whole number from 1"),
-                (b'{"command": "get", "client": "a", "name": "colour"}', "get: colour is not one of bit_depth"),
-                (b'{"command": "stop", "client": "a", "hard": 1}', "stop: unknown key hard"),
-                (b'{"command": "set", "client": "a", "name": "n_frames", "value": null}', "value is None"),
-            ):
-                line.send(request)
-                assert line.poll(1000 * LONG)
-                reply = json.loads(line.recv())
-                assert reply["ok"] is False and words in reply["error"], reply
