@@ -283,8 +283,7 @@ class Pilatus(Backend):
             link.there.kill(KILL_LIMIT)
             return
         with suppress(HardwareError):
-            again = link.in_control()
-            again.close()
+            link.end_exposure()
 
     def _end_stream(self, link: Link, run: Run) -> None:
         """What is there is sent, and the receiver hears that it is all."""

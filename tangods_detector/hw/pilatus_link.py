@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 PIXEL = 172e-6  # m
 CONTROL = 1.5  # s that a client that has just left may still have control
+SLOW_READOUT = 3.0  # ms, where camserver does not tell
 OLD = (7, 4, 3)  # up to this version a PILATUS3 takes a threshold only after `setthreshold 0`
 CLIMATE = 10.0  # s between two looks at the temperature
 REMEMBERED: dict[tuple[str, str], int] = {}  # stream ports that were taken where any was allowed: the same again
@@ -86,30 +88,35 @@ class Link:
     def __init__(self, options: PilatusOptions) -> None:
         """HardwareError: camserver or the streamer is not there; NoControl: somebody else commands camserver."""
         self.options = options
-        self.camserver: Camserver | None = None
-        self.streamer = self._streamer()
+        self.there = self._in_control()
+        self._streamer: PilatusStreamer | None = None
+        self._known: dict[str, tuple[str, str]] = {}  # what camserver was told, and its answer
+        self._climate: list[replies.Channel] = []
+        self._felt = 0.0
         try:
-            self.camserver = self.in_control()
+            self._streamer = self._new_streamer()
             self.folder, self.endpoint = self._places()
-            self._known: dict[str, tuple[str, str]] = {}  # what camserver was told, and its answer
-            self.version = self.ask("version", VERSION)
-            self.model, self.serial = replies.name_and_serial(self.ask("camsetup", CAMSETUP))
+            self.version = self._told("version", VERSION)
+            self.model, self.serial = replies.name_and_serial(self._told("camsetup", CAMSETUP))
             self.full_shape = self._shape()
-            self.readout = (replies.number(self.ask("readouttime"), ":") or 3.0) / 1000
-            self.threshold = replies.threshold(self.ask("setthreshold"))
-            self._climate: list[replies.Channel] = []
-            self._felt = 0.0
+            self.readout = (replies.number(self._told("readouttime"), ":") or SLOW_READOUT) / 1000
+            self.threshold = replies.threshold(self._told("setthreshold"))
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Safe twice."""
-        self.streamer.close()
-        if self.camserver is not None:
-            self.camserver.close()
+        if self._streamer is not None:
+            self._streamer.close()
+        self.there.close()
 
-    def _streamer(self) -> PilatusStreamer:
+    @property
+    def streamer(self) -> PilatusStreamer:
+        assert self._streamer is not None
+        return self._streamer
+
+    def _new_streamer(self) -> PilatusStreamer:
         o = self.options
         if o.streamer:
             credentials = None
@@ -136,13 +143,18 @@ class Link:
         REMEMBERED[where] = int(made.endpoint().rpartition(":")[2])
         return made
 
-    def in_control(self) -> Camserver:
+    def end_exposure(self) -> None:
+        """By a new connection, where ours broke."""
+        self._in_control().close()
+
+    def _in_control(self) -> Camserver:
         """A connection to camserver that may command; whatever somebody has left exposing is ended."""
         o, deadline = self.options, time.monotonic() + CONTROL
         while True:
             camserver = Camserver(o.host, o.port, o.timeout)
             try:
-                camserver.ask("setackint 0")
+                with suppress(Refused):  # an old one need not know this; who has no control is told so
+                    camserver.ask("setackint 0")
                 camserver.settle(kill=True)
                 return camserver
             except NoControl:
@@ -168,7 +180,7 @@ class Link:
 
     def _shape(self) -> tuple[int, int]:
         """Rows, columns of the whole detector."""
-        found = replies.image_format(self.ask("telemetry", TELEMETRY))
+        found = replies.image_format(self._told("telemetry", TELEMETRY))
         if found is None and replies.size(self.model):
             found = replies.shape(*replies.MODULES[replies.size(self.model)])
         if found is None:
@@ -195,12 +207,13 @@ class Link:
 
     # --- camserver ---------------------------------------------------------------------------------------------------
 
-    @property
-    def there(self) -> Camserver:
-        """HardwareError: there is no connection."""
-        if self.camserver is None:
-            raise HardwareError("not connected to camserver")
-        return self.camserver
+    def _told(self, command: str, code: int = SETTING) -> str:
+        """What camserver says of itself; "" where it does not know the question."""
+        try:
+            return self.ask(command, code)
+        except Refused as exc:
+            log.info("%s", exc)
+            return ""
 
     def ask(self, command: str, code: int = SETTING, words: str = "", limit: float = 0.0, again: bool = True) -> str:
         """As Camserver's."""
@@ -230,7 +243,7 @@ class Link:
             self.ask(command, limit=limit, again=False)
         except Refused as exc:
             refused = exc
-        self.threshold = replies.threshold(self.ask("setthreshold"))
+        self.threshold = replies.threshold(self._told("setthreshold"))
         if refused is not None:
             raise ConfigError(str(refused)) from refused
 

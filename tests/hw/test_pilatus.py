@@ -28,7 +28,8 @@ from tangods_detector.hw.pilatus_run import Options as StreamOptions
 from tangods_detector.hw.pilatus_stream import PilatusStream
 from tangods_detector.options import parse_options
 from tangods_detector.settings import Series, Settings, TriggerMode
-from tangods_detector.simulators.camserver import CamserverOptions, CamserverSimulator, Failures
+from tangods_detector.simulators.camserver import CamserverOptions, CamserverSimulator, Failures, commands
+from tangods_detector.simulators.camserver.commands import HANDLERS
 from tangods_receiver import cbf
 from tangods_receiver.errors import ConfigError, HardwareError
 from tangods_receiver.protocol import SeriesEnd, SeriesStart
@@ -241,6 +242,15 @@ def test_what_others_have_left_exposing_is_ended(cam: CamserverSimulator) -> Non
         assert not cam.unit.exposing
 
 
+def test_a_camserver_that_knows_less(cam: CamserverSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "known", lambda unit: [n for n in HANDLERS if n not in ("setackint", "readouttime")])
+    with closing(connected(cam)) as backend:
+        assert backend.latency_time(Settings(exposure_time=0.1)) == pytest.approx(0.003), "as slow as a PILATUS2 may be"
+        cam.fail(Failures(refuse="telemetry"))
+        backend.connect()
+        assert backend.image_format(Settings()) == (SHAPE, "int32"), "by the name of the model"
+
+
 # --- settings ---
 
 
@@ -281,7 +291,6 @@ def test_a_disk_that_cannot_hold_the_series(cam: CamserverSimulator) -> None:
 @pytest.mark.parametrize(
     ("kind", "model", "exposure", "period"),
     [
-        ("PILATUS3 X", "2M", 0.001, 0.004),
         ("PILATUS3 X", "300K", 0.5, 0.50095),
         ("PILATUS3 S", "1M", 0.001, 0.04),
         ("PILATUS2", "100K", 0.001, 0.00328),

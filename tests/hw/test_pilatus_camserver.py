@@ -112,6 +112,22 @@ def test_words_of_real_camservers():
 
 
 @pytest.mark.parametrize(
+    ("model", "region", "readout", "rate"),
+    [
+        ("PILATUS3 6M", "0", 0.00095, 100),
+        ("PILATUS3 6M", "C18", 0.00095, 200),
+        ("PILATUS3 2M", "0", 0.00095, 250),
+        ("PILATUS3 2M", "R8", 0.00095, 500),
+        ("PILATUS3 300K", "0", 0.00095, 500),
+        ("PILATUS3 1M", "0", 0.00204, 25),
+        ("PILATUS 2M", "0", 0.00228, 500),
+    ],
+)
+def test_images_per_second(model, region, readout, rate):
+    assert replies.rate(model, region, readout) == rate
+
+
+@pytest.mark.parametrize(
     ("wanted", "command"),
     [
         (Threshold(12000, 6000), "setenergy 12000"),
