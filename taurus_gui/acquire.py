@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from taurus.external.qt import Qt
@@ -106,6 +106,8 @@ class AcquirePanel(Qt.QWidget):
         grid.addWidget(self.policy.editor, row + 3, 1)
         grid.addWidget(self.save.editor, row + 3, 2, 1, 2)
         self.save.label.hide()
+        self.policy.set_label = lambda described: self.policy.label.setText("If it exists")  # type: ignore[method-assign]
+        self.policy.label.setText("If it exists")
         self.save.set_label = lambda described: self.save.box.setText(described.label)  # type: ignore[method-assign]
         grid.addWidget(self.policy.complaint, row + 4, 0, 1, 4)
         grid.addWidget(self.coming, row + 5, 0, 1, 4)
@@ -197,24 +199,27 @@ class AcquirePanel(Qt.QWidget):
         found = estimate.estimate(self._source.readings)
         self._source.check(name, found.nbytes if found else 0)
 
-    def _warn(self, sentence: str) -> None:
+    def _warn(self, sentence: str, wrong: bool = True) -> None:
         self.warning.say(f"▲ {sentence}" if sentence else "")
-        theme.set_property(self.file.editor, "wrong", bool(sentence) or not self.file.complaint.isHidden())
+        theme.set_property(self.file.editor, "wrong", (wrong and bool(sentence)) or not self.file.complaint.isHidden())
 
     def _answered(self, answer: Answer) -> None:
         order = answer.order
         if order.kind == "check" and not answer.error and order.value[0] == self._asked:
             sentence, self._free = answer.value
-            self._warn("" if self._will_be_solved(sentence) else sentence)
+            if ": exists;" not in sentence:
+                self._warn(sentence)
+            elif self._source.get("OverwritePolicy") != "ABORT":  # another number is taken, or it is replaced
+                self._warn("")
+            else:
+                self._warn(
+                    f"{PurePath(order.value[0]).name} exists: choose another name, or write {{number}} into it", False
+                )
             self._estimate()
         elif order.kind == "command" and order.name in self.buttons:
             self._refuse(f"{order.name} was refused. {answer.error}" if answer.error else "")
         elif order.kind == "write" and self._then:
             Qt.QTimer.singleShot(0, self._go_on)  # after the field has taken the answer
-
-    def _will_be_solved(self, sentence: str) -> bool:
-        """A file that exists is no obstacle where the device takes another number, or replaces it."""
-        return ": exists;" in sentence and self._source.get("OverwritePolicy") != "ABORT"
 
     # --- what is done -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 NAME = "detector-gui"
 
@@ -15,6 +16,9 @@ NAME = "detector-gui"
 def main(argv: Sequence[str] | None = None) -> int:
     """Until the window is closed, or SIGINT or SIGTERM; returns the exit code."""
     arguments = _arguments(sys.argv[1:] if argv is None else argv)
+    if arguments.taurusgui:
+        print(Path(__file__).with_name("detgui.py"))
+        return 0
     os.environ.setdefault("QT_API", "pyqt5")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     app = application()
@@ -40,7 +44,7 @@ def application():  # type: ignore[no-untyped-def]
     """The application, with pixels as fine as the screen's."""
     import taurus
 
-    taurus.setLogLevel(taurus.Warning)
+    taurus.setLogLevel(taurus.Error)
     from taurus.external.qt import Qt
     from taurus.qt.qtgui.application import TaurusApplication
 
@@ -56,6 +60,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("devices", nargs="*", metavar="DEVICE", help="Detector devices; none: choose in the window")
     parser.add_argument("--theme", choices=("system", "light", "dark"), help="colours of the window [as last time]")
     parser.add_argument("--fresh", action="store_true", help="panels as at the first start")
+    parser.add_argument("--taurusgui", action="store_true", help="print the configuration for `taurus gui`, and end")
     return parser.parse_args(argv)
 
 

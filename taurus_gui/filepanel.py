@@ -7,6 +7,7 @@ from typing import Any
 
 import pyqtgraph as pg
 from silx.gui.hdf5 import Hdf5TreeModel, Hdf5TreeView
+from silx.gui.widgets.FlowLayout import FlowLayout
 from taurus.external.qt import Qt
 
 from taurus_gui import control, levels, pictures, theme, words
@@ -104,9 +105,12 @@ class FilePanel(Qt.QWidget):
         self.cursor_text = Qt.QLabel()
         self.curve = pg.PlotWidget()
         self.line = self.curve.plot([], [])
-        bar = Qt.QHBoxLayout()
-        for widget in (self.colours, self.log, Qt.QLabel("Frame"), self.number, self.slider, self.follow):
-            bar.addWidget(widget, 1 if widget is self.slider else 0)
+        bar = FlowLayout()
+        bar.setHorizontalSpacing(6)
+        bar.setVerticalSpacing(3)
+        self.slider.setMinimumWidth(160)
+        for widget in (self.colours, self.log, self.number, self.follow, self.slider):
+            bar.addWidget(widget)
         image = Qt.QWidget()
         column = Qt.QVBoxLayout(image)
         column.setContentsMargins(4, 0, 0, 0)
@@ -215,8 +219,9 @@ class FilePanel(Qt.QWidget):
             return
         last = max(0, (images.there if self.grows else images.frames) - 1)
         self.number.setRange(0, last)
+        self.number.setPrefix("frame ")
         self.number.setSuffix(f" of {images.frames}")
-        self.number.setMinimumWidth(110)
+        self.number.setMinimumWidth(150)
         self.slider.setRange(0, last)
         self.slider.setPageStep(max(1, images.frames // 20))
         if self.follow.isChecked() and self.grows:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import numpy as np
+from silx.gui.widgets.FlowLayout import FlowLayout
 from taurus.external.qt import Qt
 
 from taurus_gui import control, levels, pictures, theme, words
@@ -121,13 +122,17 @@ class LivePanel(Qt.QWidget):
         return line
 
     def _place(self) -> None:
-        tools = Qt.QHBoxLayout()
-        tools.setSpacing(4)
-        for widget in (self.kind, self.colours, self.log, self.auto, self.percent, self.low, Qt.QLabel("–"), self.high):
+        ends = Qt.QWidget()  # wrapped together
+        between = Qt.QHBoxLayout(ends)
+        between.setContentsMargins(0, 0, 0, 0)
+        between.setSpacing(4)
+        for widget in (self.log, self.auto, self.percent, self.low, Qt.QLabel("–"), self.high):
+            between.addWidget(widget)
+        tools = FlowLayout()
+        tools.setHorizontalSpacing(4)
+        tools.setVerticalSpacing(3)
+        for widget in (self.kind, self.colours, ends, self.method):
             tools.addWidget(widget)
-        tools.addStretch(1)
-        more = Qt.QHBoxLayout()
-        more.setSpacing(4)
         for widget in (
             self.fit,
             self.one,
@@ -139,9 +144,7 @@ class LivePanel(Qt.QWidget):
             self.tools,
             self.save,
         ):
-            more.addWidget(widget)
-        more.addStretch(1)
-        more.addWidget(self.method)
+            tools.addWidget(widget)
         self.badge = Qt.QLabel(self.view)
         self.badge.setAccessibleName("Age of the image")
         self.badge.move(46, 8)
@@ -154,14 +157,17 @@ class LivePanel(Qt.QWidget):
         self.about = Qt.QLabel()
         theme.set_property(self.about, "dim", True)
         below = Qt.QHBoxLayout()
-        below.addWidget(self.cursor_text, 1)
+        for label in (self.cursor_text, self.about):  # they do not make the panel wider
+            label.setSizePolicy(Qt.QSizePolicy.Ignored, Qt.QSizePolicy.Preferred)
+        self.about.setAlignment(Qt.Qt.AlignRight)
+        below.addWidget(self.cursor_text, 6)
         for mark, text in ((levels.MASKED, "masked"), (levels.SATURATED, "saturated")):
             red, green, blue = levels.MARK_COLOURS[mark]
             swatch = Qt.QLabel(
                 f'<span style="background: rgb({red},{green},{blue})">&nbsp;&nbsp;&nbsp;&nbsp;</span> {text}'
             )
             below.addWidget(swatch)
-        below.addWidget(self.about)
+        below.addWidget(self.about, 5)
         picture = Qt.QHBoxLayout()
         picture.setSpacing(2)
         picture.addWidget(self.view, 1)
@@ -171,7 +177,6 @@ class LivePanel(Qt.QWidget):
         column.setContentsMargins(4, 4, 2, 4)
         column.setSpacing(3)
         column.addLayout(tools)
-        column.addLayout(more)
         column.addLayout(picture, 1)
         column.addLayout(below)
         self.side = Qt.QTabWidget()
@@ -255,6 +260,7 @@ class LivePanel(Qt.QWidget):
         )
         self.badge.setText(f"{symbol} {' · '.join(parts)}".strip())
         theme.set_property(self.badge, "role", "bad" if cut_off else "warning" if old or picture.whole else "idle")
+        self.badge.ensurePolished()
         self.badge.adjustSize()
         self.badge.show()
         rate = self.shown_rate if seconds < TOLD else 0.0

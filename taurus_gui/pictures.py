@@ -15,7 +15,7 @@ from taurus_gui import levels
 Array = levels.Array
 Region = tuple[int, int, int, int]  # first row and column, row and column after the last
 
-DETAIL = 1.25  # pixels asked for, of each that the screen has, so that shrinking is smooth
+DETAIL = 1.35  # pixels asked for, of each that the screen has, so that shrinking is smooth
 MOST = 2048  # rows or columns asked for
 MARGIN = 0.1  # of the window, beyond its edges, so that moving shows no bare rim at once
 KINDS = {"last": "Newest image", "sum": "Sum", "max": "Maximum", "average": "Average"}

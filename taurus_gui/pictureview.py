@@ -39,6 +39,7 @@ class PictureView(pg.PlotWidget):
         self.addItem(self.item)
         self.item.setZValue(-10)
         self.hideButtons()
+        self.getPlotItem().layout.setContentsMargins(0, 7, 6, 0)
         for side in ("left", "bottom"):
             self.getAxis(side).setStyle(tickLength=-4, autoExpandTextSpace=False)
         self.getAxis("left").setWidth(38)

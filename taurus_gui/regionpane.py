@@ -15,7 +15,7 @@ from taurus_gui.sentence import Sentence
 from taurus_gui.source import Source
 
 MOST = 8  # as the receiver
-COLUMNS = ("", "Sum", "Mean", "Max", "Centre x, y")
+COLUMNS = ("", "Sum", "Max", "Centre x, y")
 
 
 class RegionPane(Qt.QWidget):
@@ -188,7 +188,6 @@ class RegionPane(Qt.QWidget):
             texts = [
                 f"■ {region.name}",
                 words.count(values["sum"]) if values else "–",
-                f"{values['mean']:.5g}" if values else "–",
                 words.count(values["max"]) if values else "–",
                 f"{values['x']:.1f}, {values['y']:.1f}" if values else "–",
             ]
@@ -202,3 +201,5 @@ class RegionPane(Qt.QWidget):
                 if column == 0:
                     item.setForeground(Qt.QColor(colour))
                     item.setToolTip(f"x, y, width, height: {', '.join(region.line.split()[1:])}")
+                elif values:
+                    item.setToolTip(f"mean {values['mean']:.6g} of {words.count(values['pixels'])} pixels")

@@ -117,6 +117,11 @@ class Source(Qt.QObject):
         """As Tango names it; None: no connection."""
         return self.readings.get("State") if self.connection.there else None
 
+    @property
+    def name(self) -> str:
+        """Of the device, without its database."""
+        return self.device.partition("//")[2].partition("/")[2] if "//" in self.device else self.device
+
     def get(self, name: str, default: Any = None) -> Any:
         value = self.readings.get(name)
         return default if value is None else value
@@ -130,7 +135,7 @@ class Source(Qt.QObject):
         lost = ""
         if not self.connection.there:
             since = time.strftime("%H:%M:%S", time.localtime(self.connection.since))
-            lost = f"No connection to {self.device} since {since}: {self.connection.error}. Trying again every second."
+            lost = f"No connection to {self.name} since {since}: {self.connection.error}. Trying again every second."
         return control.problems(self.state, self.readings, lost, self.silence)
 
     # --- the mailbox --------------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ class StateBar(Qt.QWidget):
             self.status.setText(text)
             self.status.setToolTip(text)
         about = " ".join(filter(None, (source.get("Model", ""), source.get("SerialNumber", ""))))
-        self.model.setText(f"{source.device.rpartition('://')[2]}   {about}".strip())
+        self.model.setText(f"{source.name}   {about}".strip())
+        self.model.setToolTip(source.device)
         found = source.problems()
         for banner, problem in zip(self._problems, [*found[:MOST], *[None] * MOST], strict=False):
             banner.show_problem(problem)

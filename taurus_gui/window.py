@@ -99,7 +99,7 @@ class DetectorWindow(TaurusMainWindow):
             if source is None:
                 continue
             line = control.headline(source.state, source.readings)
-            name = source.device.rpartition("//")[2].partition("/")[2] if "//" in source.device else source.device
+            name = source.name
             progress = ""
             if source.state == "RUNNING" and not control.is_live(source.state, source.readings):
                 progress = f" {source.get('Progress', 0.0):.0f} %"

@@ -215,7 +215,9 @@ class Desk:
         assert self.window.grab().save(str(path))
         if SCREENSHOTS:  # for the documentation: small
             with Image.open(path) as picture:
-                picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+                picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+                    path, optimize=True
+                )
         return path
 
 

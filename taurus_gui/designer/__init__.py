@@ -1,0 +1,1 @@
+"""For Taurus designer: `taurus designer --taurus-path .../taurus_gui/designer`."""
