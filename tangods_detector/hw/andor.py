@@ -158,6 +158,12 @@ class Andor(Backend):
         """Rows, columns."""
         return self._there.size
 
+    @property
+    def data_thread(self) -> int:
+        """Of this process, while it is connected."""
+        assert self._pump is not None and self._pump.ident is not None
+        return self._pump.ident
+
     def endpoints(self) -> list[str]:
         return [self._endpoint] if self._endpoint else []
 

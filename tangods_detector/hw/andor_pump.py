@@ -24,7 +24,6 @@ from tangods_receiver.errors import DaqError, HardwareError
 log = logging.getLogger(__name__)
 
 WAIT = 50  # ms in the library at a time; a stop is seen after it
-SOON = 2  # ms, while the camera has few buffers left
 BACK_PRESSURE_LIMIT = 120.0  # s that a frame may wait for somebody to connect
 STOP_LIMIT = 10.0  # s for the library to let us go
 LOOK = 1.0  # s between two looks whether a silent camera is still there
@@ -271,7 +270,11 @@ class Pump(threading.Thread):
         while not self._abort.is_set() and (total is None or numbers.next < total):
             self._take_back(run)
             self._fire(run)
-            code, address = wait(SOON if run.wanted else WAIT)
+            if run.wanted and not run.fired:  # no room: nothing is triggered, and nothing comes
+                silence.broken()
+                ring.wait(0.05)
+                continue
+            code, address = wait(WAIT)
             if code == 0:
                 silence.broken()
                 slot = ring.slot(address)

@@ -6,6 +6,7 @@
  *   camera MODEL SERIAL       one more; without any there are the SDK's own two SIMCAM. Models: fake_atcore_models.h
  *   edge N [PERIOD [WIDTH]]   edges or gates at the trigger input, s; period 0: each waits until the camera is ready
  *   padding BYTES             rows begin at multiples of it
+ *   speed N                   the sensor is read out N times as fast, and the link as fast as needed
  *   fail FUNCTION[:FEATURE] CODE [SKIP [COUNT]]     calls after the first SKIP give that error, COUNT of them (1)
  *   slow FUNCTION[:FEATURE] SECONDS [COUNT]         calls last so much longer
  *   lose N                    the next N frames are lost in the camera, AT_WaitBuffer tells of an overflow
@@ -107,11 +108,11 @@ static struct {
     int count;
     char busy[32];
     long padding, wrong_size, lose;
-    double stall, ramp;
+    double stall, ramp, speed;
     long edges;
     double edge_at, edge_period, edge_width;
     struct injection injections[INJECTIONS];
-} sim = {.lock = PTHREAD_MUTEX_INITIALIZER, .control_pipe = {-1, -1}, .ramp = 1.0};
+} sim = {.lock = PTHREAD_MUTEX_INITIALIZER, .control_pipe = {-1, -1}, .ramp = 1, .speed = 1};
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -240,7 +241,7 @@ static void follow(struct camera *c)
     c->image_bytes = size;
     find(c, L"ImageSizeBytes")->value = size + sim.wrong_size;
 
-    double row = m->row * (1 + (double)int_of(c, L"PixelReadoutRate"));
+    double row = m->row / sim.speed * (1 + (double)int_of(c, L"PixelReadoutRate"));
     double readout = row * (double)(h->value * by) / 2, exposure;
     int global = m->global && is(c, L"ElectronicShutteringMode", L"Global");
     find(c, L"RowReadTime")->real = row;
@@ -252,7 +253,7 @@ static void follow(struct camera *c)
     f->most = 1 / (int_of(c, L"Overlap") && !global ? fmax(exposure, readout) : exposure + (global ? 2 : 1) * readout);
     f->real = clip(f->real, f->least, f->most);
     f->writable = is(c, L"TriggerMode", L"Internal") || is(c, L"TriggerMode", L"External Start") ? 2 : 0;
-    find(c, L"MaxInterfaceTransferRate")->real = 1.7e9 / (double)size;
+    find(c, L"MaxInterfaceTransferRate")->real = 1.7e9 * sim.speed / (double)size;
 }
 
 /* In a function, for as long as the library is there. */
@@ -457,8 +458,8 @@ static void describe(const struct frame *f, AT_U8 *data, uint64_t ticks)
         memset(at - 16, 0xFF, 16);
 }
 
-/* Locked, but for the painting. */
-static void fill(struct camera *c, const struct frame *f, AT_U8 *data, long number, double at)
+/* Once for each buffer and what it shows. Locked, but for the painting. */
+static void paint_once(struct camera *c, const struct frame *f, AT_U8 *data)
 {
     int there = 0;
     if (c->look != f->look)
@@ -472,6 +473,11 @@ static void fill(struct camera *c, const struct frame *f, AT_U8 *data, long numb
         if (c->paintings < QUEUE)
             c->painted[c->paintings++] = data;
     }
+}
+
+static void fill(struct camera *c, const struct frame *f, AT_U8 *data, long number, double at)
+{
+    paint_once(c, f, data);
     tag(f, data, number);
     describe(f, data, (uint64_t)((at - c->epoch) * c->model->clock));
 }
@@ -718,6 +724,8 @@ static int obey(const char *line)
         return inject(text, (int)a, 0, (long)b, n > 4 ? (long)d : 1);
     else if (!strcmp(word, "slow"))
         return inject(text, 0, a, 0, n > 3 ? (long)b : 1);
+    else if (!strcmp(word, "speed"))
+        sim.speed = value > 0 ? value : 1;
     else if (!strcmp(word, "lose"))
         sim.lose = (long)value;
     else if (!strcmp(word, "stall"))
@@ -1255,6 +1263,10 @@ int AT_QueueBuffer(AT_H h, AT_U8 *data, int size)
         return leave(AT_ERR_INVALIDSIZE);
     if (c->queued.end - c->queued.begin >= QUEUE)
         return leave(AT_ERR_BUFFERFULL);
+    if (!c->acquiring) {
+        struct frame f = frame_of(c);
+        paint_once(c, &f, data);
+    }
     memset(data, 0xEE, 6); /* three pixels, or four that are packed */
     c->queued.each[c->queued.end++ % QUEUE] = (struct buffer){data, size};
     return leave(0);
