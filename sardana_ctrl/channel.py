@@ -165,7 +165,7 @@ class Channel:
         """ "" without references, and for a single point that nobody gave a name: nothing is written."""
         if not self.refs_enabled:
             return ""
-        pattern = self.filename or self.pattern
+        pattern = (self.filename or self.pattern).removeprefix(naming.PREFIX)
         if not pattern and chosen is not None and chosen.frames <= chosen.frames_per_point:
             return ""
         if not pattern:

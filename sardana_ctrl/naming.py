@@ -76,6 +76,8 @@ def for_series(pattern: str, channel: str, index: int) -> str:
     if unknown:
         known = ", ".join(f"{{{field}}}" for field in FIELDS)
         raise PatternError(f"{pattern!r}: {{{sorted(unknown)[0]}}} is not known; can have {known}")
+    if not path.startswith("/"):
+        raise PatternError(f"{pattern!r} is not a whole path: begin it with / or {PREFIX}/")
     name = fill(path, {"channel": channel, "index": index, "date": time.strftime("%Y%m%d")})
     if index and not open_fields & {"index", "number"}:
         stem, dot, suffix = name.rpartition(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import tango
 from sardana import DataAccess, State
 from sardana.pool.controller import (
     Access,
@@ -18,7 +19,7 @@ from sardana.pool.controller import (
 )
 
 from sardana_ctrl.plan import Synch
-from sardana_ctrl.roi import STATISTICS, Meter
+from sardana_ctrl.roi import STATISTICS, Meter, RoiError
 
 
 class StandardDetectorRoiCtrl(CounterTimerController):
@@ -119,9 +120,12 @@ class StandardDetectorRoiCtrl(CounterTimerController):
             self._meters[axis].start()
 
     def StateOne(self, axis: int) -> tuple[Any, str]:
-        if axis in self._over or self._meters[axis].done():
-            self._over.add(axis)
-            return State.On, "measured"
+        try:
+            if axis in self._over or self._meters[axis].done():
+                self._over.add(axis)
+                return State.On, "measured"
+        except (tango.DevFailed, RoiError) as exc:
+            return State.Fault, str(exc.args[0].desc if isinstance(exc, tango.DevFailed) else exc)
         return State.Moving, "waiting for the image"
 
     def ReadOne(self, axis: int) -> Any:

@@ -88,6 +88,8 @@ def test_names_of_series() -> None:
     assert naming.for_series("/data/{number:03d}.h5", "det01", 3) == "/data/{number:03d}.h5", "the device knows"
     with pytest.raises(naming.PatternError, match="ScanID"):
         naming.for_series("/data/{ScanID}.h5", "det01", 0)
+    with pytest.raises(naming.PatternError, match="whole path"):
+        naming.for_series("h5file://data/a.h5", "det01", 0)
 
 
 # --- references -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from tests.sardana.door import MacroError
-from tests.sardana.stack import Sardana, Scan
+from tests.sardana.stack import TOP, Sardana, Scan
 from tests.system.beamline import Beamline
 
+PAGE = TOP / "resources" / "sardana.md"
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.usefixtures("nobody_armed")]
 
 
@@ -125,7 +127,7 @@ def test_single_counts(sardana: Sardana, first: Beamline) -> None:
         assert "ct_3.h5" in sardana.door.said()
         first.assert_frames(sardana.data / "ct_3.h5", [0])
     finally:
-        sardana.run("set_meas_conf", "ValueRefPattern", "", "det01")
+        sardana.run("set_meas_conf", "ValueRefPattern", "h5file://", "det01")  # none
 
 
 def test_plain_values(sardana: Sardana, first: Beamline) -> None:
@@ -291,3 +293,41 @@ def test_hooks_of_a_macro(sardana: Sardana) -> None:
     finally:
         sardana.run("udefgh", "mv mot02 5", "pre-acq")
         sardana.run("udefgh", "mv mot02 7", "post-acq")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def like(line: str, data: Path) -> re.Pattern[str]:
+    """The line of the page, with any numbers and our directory."""
+    text = re.escape(" ".join(line.split())).replace(r"/data/b1", re.escape(str(data)))
+    return re.compile(re.sub(r"\d+", r"\\d+", text).replace(r"\.\d+", r"[.\d]+"))
+
+
+def test_what_the_page_for_users_says(sardana: Sardana) -> None:
+    """Its macros run and say what it shows, its program reads the file. What it does in a shell the fixtures did."""
+    (shell,) = blocks("sh")
+    for command in ("-m sardana_ctrl config", "sardana-config load --write --environment", "Sardana b1", "door/b1/1"):
+        assert command in shell
+    (session,) = blocks("spock")
+    said = ""
+    for line in session.splitlines():
+        if found := re.match(r"\[\d+\]: (.*)", line):
+            sardana.run(*found[1].replace("/data/b1", str(sardana.data)).split())
+            said = " ".join(sardana.door.said().split())
+        else:
+            assert like(line, sardana.data).search(said), f"{line!r} is not in {said!r}"
+    (program,) = blocks("python")
+    printed = sardana.program("python", "-c", program.replace("/data/b1", str(sardana.data)))
+    assert printed.split() == ["(200,", "64,", "80)", "True", "0"]
+
+
+def test_the_page_tells_all() -> None:
+    text = PAGE.read_text()
+    macros = (TOP / "sardana_ctrl/macros/detector_macros.py").read_text()
+    names = set(re.findall(r"^class (det_\w+)", macros, re.MULTILINE))
+    assert {name for name in names if f"`{name}" not in text} == set()
+    controller = (TOP / "sardana_ctrl/controllers/StandardDetectorTwoDCtrl.py").read_text()
+    settings = re.findall(r'^        "(\w+)": \{$', controller, re.MULTILINE)
+    assert {name for name in settings if f"`{name}`" not in text} <= {"DeviceName"}
