@@ -19,7 +19,7 @@ import pytest
 import zmq
 import zmq.utils.garbage
 
-from tangods_detector.hw import pilatus_camserver
+from tangods_detector.hw import pilatus_camserver, pilatus_stream
 from tangods_detector.hw.base import Backend, Parameter, Phase
 from tangods_detector.hw.pilatus import Pilatus
 from tangods_detector.hw.pilatus_control import Control, Orders
@@ -603,6 +603,21 @@ def test_what_is_left_in_the_folder_goes_at_arm(pilatus: Pilatus, cam: Camserver
     assert sorted(f.number for f in listener.frames(1)) == list(range(5))
     pilatus.frames_came(5)  # the receiver has closed the file
     assert list(Path(cam.folder).glob("*.cbf")) == []
+
+
+def test_a_ram_disk_that_is_nearly_full_is_not_armed(
+    pilatus: Pilatus, cam: CamserverSimulator, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = pilatus.configure(Settings(exposure_time=0.002, n_frames_per_trigger=5))
+    monkeypatch.setattr(pilatus_stream, "room", lambda folder: (100_000, 1_000_000))
+    with pytest.raises(HardwareError, match="has 0 MB free, 1 MB are needed for 5 images"):
+        pilatus.arm(Series(1, settings))
+    pilatus.stop()
+    assert not cam.unit.exposing
+    wait_for("the room", lambda: read(pilatus, "RamDiskFree") == 0.1)
+    monkeypatch.undo()
+    run_series(pilatus, 2)
+    assert 0 < read(pilatus, "RamDiskLowest") <= read(pilatus, "RamDiskFree")
 
 
 # --- the streamer on the detector's computer ---
