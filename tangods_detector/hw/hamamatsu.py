@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from tangods_detector.hw.base import Backend, DetectorInfo, Parameter, Phase, Status
@@ -163,6 +164,7 @@ class Hamamatsu(Backend):
         assert run is not None and ring is not None and info is not None
         self.knobs.wait_cold(self._given_up)
         settings = self.configure(series.settings)
+        series = replace(series, settings=settings)  # a knob may have changed what the camera takes
         kind, (rows, columns) = pixel_type(camera), shape(camera)
         rowbytes = int(camera.get_or(Prop.BUFFER_ROWBYTES, camera.get(Prop.IMAGE_ROWBYTES)))
         offset = int(abs(camera.get_or(Prop.BUFFER_TOPOFFSETBYTES, 0.0)))
@@ -172,7 +174,7 @@ class Hamamatsu(Backend):
         period = max(settings.frame_time, shortest)
         plan = Plan(
             series=series,
-            metadata=self._tell(series, info, settings, period),
+            metadata=self._tell(series, info, period),
             shape=(rows, columns),
             dtype=DTYPES[kind],
             codec=CODECS[kind],
@@ -185,10 +187,11 @@ class Hamamatsu(Backend):
         )
         run.begin(plan, camera)
 
-    def _tell(self, series: Series, info: DetectorInfo, settings: Settings, period: float) -> dict[str, Any]:
+    @staticmethod
+    def _tell(series: Series, info: DetectorInfo, period: float) -> dict[str, Any]:
         """For the file."""
         told = start_metadata(series, info, period)
-        told["detector"]["saturation_value"] = 2**settings.bit_depth - 1
+        told["detector"]["saturation_value"] = 2**series.settings.bit_depth - 1
         return told
 
     def start(self) -> None:

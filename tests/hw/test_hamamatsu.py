@@ -235,6 +235,19 @@ def test_a_property_that_vanishes_is_done_without(fake: Fake) -> None:
         assert np.isnan(by_name["SensorTemperature"].get(backend))
 
 
+def test_what_the_camera_takes_when_armed_is_what_the_file_tells(fake: Fake) -> None:
+    """A slower read-out has longer rows, and exposures are whole rows; it was chosen after the exposure."""
+    with connected(fake, FLASH) as backend, Listener(backend.endpoints()) as listener:
+        settings = backend.configure(small(FLASH))
+        backend.knobs.choose(Prop.READOUTSPEED, 1, "ReadoutSpeed")
+        backend.arm(Series(1, settings))
+        taken = backend.loaded.exposure_time
+        assert taken != settings.exposure_time and taken == pytest.approx(62 * 32.4812e-6)
+        start = wait_for("it", lambda: next((m for m in listener.messages if isinstance(m, SeriesStart)), None))
+        assert start.metadata["exptime"] == pytest.approx(taken)
+        backend.stop()
+
+
 # --- triggers ---------------------------------------------------------------------------------------------------------
 
 
