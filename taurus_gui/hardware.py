@@ -55,6 +55,7 @@ class HardwarePanel(Qt.QWidget):
         self._place()
         source.described.connect(self._described)
         source.changed.connect(self._changed)
+        source.connection_changed.connect(self._enable)
         source.ticked.connect(self._tick)
         theme.told.changed.connect(self.restyle)
         self.restyle()

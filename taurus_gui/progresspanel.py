@@ -30,7 +30,6 @@ class ProgressPanel(Qt.QWidget):
         self._source = source
         self._throughput, self._rate = past.Trend(), past.Trend()
         self._series: list[past.PastSeries] = []
-        self._state: str | None = None
         self.bar = Qt.QProgressBar()
         self.bar.setAccessibleName("Progress")
         self.text = Qt.QLabel()
@@ -39,6 +38,7 @@ class ProgressPanel(Qt.QWidget):
         self._place()
         source.changed.connect(self._changed)
         source.connection_changed.connect(self._refresh)
+        source.receiver_changed.connect(self._note_series)
         source.ticked.connect(self._tick)
         source.status_told.connect(self._status)
         source.series_told.connect(lambda told: self._show_series(past.from_receiver(told)))
@@ -112,14 +112,19 @@ class ProgressPanel(Qt.QWidget):
     # --- numbers ------------------------------------------------------------------------------------------------------
 
     def _changed(self, names: set[str]) -> None:
-        if "State" in names:
-            state = self._source.readings.get("State")
-            if self._state in control.BUSY and state not in control.BUSY and not self._source.receiver.address:
-                ended = past.from_detector(self._source.readings, time.time())
-                if ended:
-                    self._show_series([ended, *self._series])
-            self._state = state
+        if names & {"State", "LastFilename", "nFramesWritten", "nFramesMissing"}:
+            self._note_series()
         self._refresh()
+
+    def _note_series(self) -> None:
+        """A series that is over, where the receiver cannot be asked for its list."""
+        source = self._source
+        if source.receiver.address or source.readings.get("State") in control.BUSY:
+            return
+        ended = past.from_detector(source.readings, time.time())
+        if ended is not None:
+            before = self._series[1:] if self._series and self._series[0].file == ended.file else self._series
+            self._show_series([ended, *before])
 
     def _refresh(self) -> None:
         source = self._source
