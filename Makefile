@@ -9,10 +9,10 @@ ARGS ?=
 PARALLEL := -n 2 --dist loadfile  # ARGS="-n 0": one after the other
 TWINS := $(addprefix tests/receiver/test_,codecs.py engine.py seriesfile.py transforms.py)
 
-.PHONY: help demo test check soak fuzz bench lint format clean env-demo env-test apt-test apt-soak apt-bench old-python
+.PHONY: help demo test check soak fuzz bench screenshots lint format clean env-demo env-test apt-test apt-soak apt-bench old-python
 
 help:
-	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: check (fast tests), soak, fuzz, bench, lint, format, clean"
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: check (fast tests), soak, fuzz, bench, screenshots, lint, format, clean"
 
 demo: .venv/.demo  ## one acquisition through a real Tango database and both devices
 	@tangods-detector demo $(ARGS)
@@ -32,6 +32,9 @@ fuzz: .venv/.fuzz  ## a million malformed messages against decoders, workers and
 
 bench: apt-bench .venv/.test  ## side by side with C programs and others, in one run
 	@python benchmarks/run.py $(ARGS)
+
+screenshots: apt-test .venv/.test  ## pictures of the GUI, into resources/screenshots
+	@SCREENSHOTS=resources/screenshots python -m pytest -q tests/gui $(ARGS)
 
 lint: .venv/.test
 	@ruff format --check . && ruff check . && mypy
