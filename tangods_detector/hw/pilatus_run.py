@@ -28,9 +28,9 @@ TELL = 64  # images that bring the header's lines: whichever of them the receive
 class Options(NamedTuple):
     """`folder` below which images are read; `host`, `port` of the stream (port 0: any free one); `queue` messages that
     wait in the socket; `keep` files behind them that stay after they were sent; `polling` True, False, None: by the
-    file system; `md5_share` of the time may go into sums of pixels (1: each image is checked, 0: none); times in s:
-    `gap_wait` for an image that later ones overtook, `file_wait` for one after the end of the series, `damaged_wait`
-    for one that is not complete, `arm_limit` for a receiver; `guard` of the stream's port."""
+    file system; `md5_share` of the time may go into sums of pixels while no image waits (1: each is checked, 0: none);
+    times in s: `gap_wait` for an image that later ones overtook, `file_wait` for one after the end of the series,
+    `damaged_wait` for one that is not complete, `arm_limit` for a receiver; `guard` of the stream's port."""
 
     folder: str
     host: str = "127.0.0.1"
@@ -264,9 +264,10 @@ class Run:
         expected = self.series.shape
         if expected is not None and image.shape != expected:
             raise cbf.Damaged(f"image of {image.shape}, not {expected}")
-        now = time.monotonic()
+        now, share = time.monotonic(), self._options.md5_share
         self._first_at = self._first_at or now
-        if self._summing < self._options.md5_share * (now - self._first_at + START_SHARE):
+        idle = not self.queue.waiting or share >= 1
+        if idle and self._summing < share * (now - self._first_at + START_SHARE):
             cbf.check_md5(data, image)
             self.checked += 1
             self._summing += time.monotonic() - now
