@@ -29,6 +29,8 @@ LOOK = 50  # ms between two looks at what is asked of the thread
 SEEN = 32  # frames after which the pace that is seen counts
 SURE = 0.9  # of a turn must have gone by where no frame seems to be lost
 LATE = 2.0  # times as many frames as went by may have been lost at the beginning
+BATCH = 500  # messages that are taken from a port before the next has its turn
+PAUSE = 0.02  # s
 AWAKE = 0.06  # s that one such look takes at most
 JOIN_LIMIT = 5.0  # s
 
@@ -58,17 +60,18 @@ class Port:
     waiting: deque[tuple[int, int, int, Any]] = field(default_factory=deque)  # number, trigger, status, pixels
     nbytes: int = 0  # of what waits
 
-    def place(self, low: int, now: float, acquisition: Acquisition, latest: int) -> int:
-        """The number whose lowest bits came; `latest` that any port is at."""
+    def place(self, low: int, now: float, acquisition: Acquisition, latest: int, behind: int = 0) -> int:
+        """The number whose lowest bits came; `latest` that any port is at, `behind` frames that came right after it:
+        where they had only been held up, they are many."""
         step = (low - self.shift - self.last) % TURN
-        by_time, others = self._silent_for(now, acquisition), float(latest - self.last)
+        by_time, others = self.silent_for(now, acquisition), float(latest - self.last)
         if not self.last:
             step = step or TURN
         elif step == 0 and (acquisition.counters > 1 or max(by_time, others) < TURN / 2):
             return self.last  # both counters have it, or it came again
         if step != 1 or (self.last and min(by_time, others) > SURE * TURN):
-            went_by = others if not acquisition.period else by_time
-            if acquisition.period and others > TURN / 2:
+            went_by = by_time - behind if acquisition.period else others
+            if acquisition.period and others > TURN / 2:  # which were not held up
                 went_by = (by_time + others) / 2
             room = max(0, acquisition.frames - self.last - step) // TURN
             step += min(max(0, round((went_by - step) / TURN)), room) * TURN
@@ -79,7 +82,7 @@ class Port:
             self.first, self.begun = self.last, now
         return self.last
 
-    def _silent_for(self, now: float, acquisition: Acquisition) -> float:
+    def silent_for(self, now: float, acquisition: Acquisition) -> float:
         """In frames; 0 where edges decide. The dead time between frames is not known, so the pace is that of the frames
         that came."""
         if not acquisition.period:
@@ -186,17 +189,17 @@ class Frames:
 
     def _fetch(self, position: int, socket: Any) -> None:
         """All that this port has, up to a number."""
-        for _ in range(100):
-            try:
-                parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            self._take(position, parts, self._clock)
-
-    def _take(self, position: int, parts: Sequence[Any], now: float) -> None:
-        acquisition = self._acquisition
+        messages = _received(socket)
+        acquisition, port = self._acquisition, self._ports[position]
         if acquisition is None:
             return
+        if messages and port.last and port.silent_for(self._clock, acquisition) > TURN / 2:
+            time.sleep(PAUSE)  # were they held up, or were there none?
+            messages += _received(socket)
+        for k, parts in enumerate(messages, 1):
+            self._take(position, parts, acquisition, len(messages) - k)
+
+    def _take(self, position: int, parts: Sequence[Any], acquisition: Acquisition, behind: int) -> None:
         header = bytes(parts[1].buffer[:HEADER]) if len(parts) == 3 else b""
         with self._changed:
             if len(header) < HEADER:
@@ -207,7 +210,7 @@ class Frames:
             else:
                 port = self._ports[position]
                 latest = max(other.last for other in self._ports)
-                number = port.place(header[0], now, acquisition, latest)
+                number = port.place(header[0], self._clock, acquisition, latest, behind)
                 data = parts[2].buffer
                 if sum(other.nbytes for other in self._ports) + len(data) > self._memory:
                     self.dropped += 1
@@ -222,11 +225,22 @@ class Frames:
             for port in self._ports:
                 port.waiting.clear()
                 port.nbytes = 0
-        for position, socket in enumerate(self._sockets):
-            while socket.poll(0):
-                self._fetch(position, socket)
+        for socket in self._sockets:
+            while _received(socket):
+                pass
         self._flush.clear()
         self._flushed.set()
+
+
+def _received(socket: Any) -> list[Any]:
+    """What is there, up to a number."""
+    messages: list[Any] = []
+    while len(messages) < BATCH:
+        try:
+            messages.append(socket.recv_multipart(zmq.NOBLOCK, copy=False))
+        except zmq.Again:
+            break
+    return messages
 
 
 def _raw(number: int, trigger: int, status: int, data: Any, compressor: str, nbytes: int) -> RawFrame:

@@ -42,8 +42,8 @@ class Clock:
     def __init__(self, acquisition: Acquisition) -> None:
         self.port, self.acquisition = Port(), acquisition
 
-    def sees(self, number: int, at: float, latest: int = 0) -> int:
-        return self.port.place(number % 256, at, self.acquisition, max(latest, self.port.last))
+    def sees(self, number: int, at: float, latest: int = 0, behind: int = 0) -> int:
+        return self.port.place(number % 256, at, self.acquisition, max(latest, self.port.last), behind)
 
 
 def test_numbers_of_all_frames() -> None:
@@ -91,6 +91,14 @@ def test_a_module_that_is_late_is_not_taken_for_one_that_lost_frames() -> None:
     for n in range(1, 1000):
         if n % 50:
             assert clock.sees(n, n / 1000 + 0.2, n + 200) == n
+
+
+def test_frames_that_were_held_up_are_not_taken_for_lost() -> None:
+    """For 300 frames, of which one is lost in truth; then all come at once."""
+    clock = Clock(plan())
+    for n in range(1, 101):
+        clock.sees(n, n / 1000)
+    assert [clock.sees(n, 0.4, behind=400 - n) for n in range(102, 401)] == [*range(102, 401)]
 
 
 def test_numbers_end_with_the_acquisition() -> None:
