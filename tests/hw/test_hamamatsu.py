@@ -242,7 +242,7 @@ def test_what_the_camera_takes_when_armed_is_what_the_file_tells(fake: Fake) -> 
         backend.knobs.choose(Prop.READOUTSPEED, 1, "ReadoutSpeed")
         backend.arm(Series(1, settings))
         taken = backend.loaded.exposure_time
-        assert taken != settings.exposure_time and taken == pytest.approx(62 * 32.4812e-6)
+        assert taken != settings.exposure_time and taken == pytest.approx(61 * 32.4812e-6)
         start = wait_for("it", lambda: next((m for m in listener.messages if isinstance(m, SeriesStart)), None))
         assert start.metadata["exptime"] == pytest.approx(taken)
         backend.stop()
