@@ -321,7 +321,8 @@ def _starter(db: tango.Database, host: str, entry: StarterEntry, known: set[str]
             raise ConfigError(f"starter: {host}: {server} is not registered: name it below servers, or correct it")
         # not get_server_info: it cannot read what PyDatabaseds answers where there is nothing
         _, where, mode, now, *_ = db.command_inout("DbGetServerInfo", server)
-        before = [f"{where}, run level {now}"] if mode.strip() == str(CONTROLLED) else []
+        known_there = server.lower() in {word.lower() for word in db.command_inout("DbGetHostServersInfo", host)}
+        before = [f"{where}, run level {now}"] if mode.strip() == str(CONTROLLED) and known_there else []
         after = [f"{host}, run level {level}"]
         if before != after:
             changes.append(
@@ -334,5 +335,19 @@ def _put_level(db: tango.Database, host: str, server: str, level: int) -> None:
     info = tango.DbServerInfo()
     info.name, info.host, info.mode, info.level = server, host, CONTROLLED, level
     db.put_server_info(info)
+    _announce(db, host, server)
     with suppress(tango.DevFailed):  # it reads the database when it starts, or now
         tango.DeviceProxy(f"tango://{address(db)}/tango/admin/{host}").command_inout("UpdateServersInfo")
+
+
+def _announce(db: tango.Database, host: str, server: str) -> None:
+    """A Starter looks after servers that have run on its host; the database notes that of one that never ran by an
+    export that is taken back."""
+    admin = f"dserver/{server}"
+    for added in _device(db, server, "DServer", admin):
+        added.apply()
+    if not db.get_device_info(admin).exported:
+        try:
+            db.command_inout("DbExportDevice", [admin, "nada", host, "0", "0"])
+        finally:
+            db.unexport_server(server)  # unexport_device does not, where a name has capitals, in PyDatabaseds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -46,6 +47,8 @@ def serve(device: type[Device]) -> None:
     # s between omniORB's looks at its connections; its end of a server waits as long, 5 s as it comes. Read once, when
     # the process first uses Tango.
     os.environ.setdefault("ORBscanGranularity", "1")
+    # Starter has blocked all signals, and what it starts inherits that: SIGTERM would never end such a server
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
     setup_logging()
     run((device,))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -229,6 +230,20 @@ def test_create_and_delete_a_server(both: Beamline) -> None:
     wait_for("un-export", lambda: not db.get_device_info(name).exported)
     db.delete_server(server)
     assert server not in list(db.get_server_list("Detector/*"))
+
+
+def test_sigterm_ends_a_server_that_was_started_with_all_signals_blocked(both: Beamline) -> None:
+    """As Starter starts it."""
+    both.stop_detector()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        both.start_detector()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    both.wait_on()
+    assert both.stop_detector() == 0
+    both.start_detector()
+    both.wait_on()
 
 
 def test_what_astor_asks_of_the_database(both: Beamline) -> None:
