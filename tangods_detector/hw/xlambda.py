@@ -150,16 +150,19 @@ class XLambda(Backend):
 
     def _set(self, wanted: Mapping[str, Value], attribute: str) -> dict[str, Value]:
         """Where it is not so already. ConfigError: a unit refuses it, probably because of `attribute`."""
-        if any(self._wanted.get(name) != value for name, value in wanted.items()):
-            units, self._wanted = self._there, {name: v for name, v in self._wanted.items() if name not in wanted}
+        changed = {name: value for name, value in wanted.items() if self._wanted.get(name) != value}
+        if changed:
+            units = self._there
+            for name in changed:
+                self._wanted.pop(name, None)
             try:
-                accepted = units.configure(wanted)
+                accepted = units.configure(changed)
             except Refused as exc:
                 raise ConfigError(f"{attribute}: {exc}") from exc
-            if any(name in RESIZING for name in wanted):
+            if any(name in RESIZING for name in changed):
                 units.describe()
                 self._read_max_frames()
-            self._wanted |= wanted
+            self._wanted |= changed
             self._accepted |= accepted
         return self._accepted
 

@@ -121,22 +121,23 @@ def test_a_hundred_images(beamline: LambdaBeamline, mode: str) -> None:
     assert counts == (100, 100, 0, "")
     beamline.assert_sent(file, 100, depth=depth, each=each if mode == "SOFTWARE" else 100)
     file.unlink()
-    beamline.detector.BitDepth = 12
+    beamline.write("BitDepth", 12)
 
 
 @pytest.mark.soak
 def test_two_counters(beamline: LambdaBeamline) -> None:
     """Two images of each exposure, the low threshold's first."""
     detector = beamline.detector
-    detector.Thresholds = "5000, 8000"
-    detector.CounterMode = "DUAL"
+    beamline.write("Thresholds", "5000, 8000")
+    beamline.write("CounterMode", "DUAL")
     beamline.set(nFramesPerTrigger=21)
     with pytest.raises(tango.DevFailed, match="nFramesPerTrigger: 21; with CounterMode DUAL"):
         detector.Arm()
     file = beamline.acquire(nFramesPerTrigger=20)
     beamline.assert_sent(file, 20, counters=2)
     assert [unit.read("lambda/n_frames") for unit in beamline.units] == [10, 10]
-    detector.CounterMode, detector.Thresholds = "SINGLE", "6000"
+    beamline.write("CounterMode", "SINGLE")
+    beamline.write("Thresholds", "6000")
     beamline.good_series()
 
 
@@ -206,10 +207,10 @@ def restarted(beamline: LambdaBeamline) -> None:
 
 
 def refused_several(beamline: LambdaBeamline) -> None:
-    beamline.detector.nFramesPerTrigger = 5
+    beamline.write("nFramesPerTrigger", 5)
     with pytest.raises(tango.DevFailed, match="nFramesPerTrigger: 5; .*one frame a trigger"):
         beamline.detector.Arm()
-    beamline.detector.nFramesPerTrigger = 1
+    beamline.write("nFramesPerTrigger", 1)
 
 
 def edges_then_stop(beamline: LambdaBeamline) -> None:
@@ -297,7 +298,7 @@ def test_a_fault(beamline: LambdaBeamline, case: Case, table: list[tuple[str, ..
         detector.Reset()
         wait_for("the end of the fault", lambda: detector.state() is not tango.DevState.FAULT)
     beamline.wait_on(30)
-    detector.BitDepth = 12
+    beamline.write("BitDepth", 12)
     beamline.good_series()
     table[-1] = (*table[-1][:-1], "good")
     assert re.fullmatch(case.state, str(state)), status

@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import Any
 import h5py
 import httpx
 import numpy as np
+import tango
 
 from tangods_detector.localtango import LocalTango
 from tangods_detector.simulators.xspd import XspdOptions, layouts
@@ -137,12 +139,33 @@ class LambdaBeamline(Beamline):
         self.start_receiver()
         self.start_detector()
         self.wait_on(60)
-        self.detector.BitDepth = 12
-        self.detector.Energy = 12000.0
+        self.write("BitDepth", 12)
+        self.write("Energy", 12000.0)
         return self
 
     def set(self, **settings: Any) -> Path:
-        return super().set(**{"ExposureTime": 0.002, "FrameTime": 0.0, **settings})
+        """On a busy machine a write may say that it takes long; it is repeated then."""
+        chosen = {"DestinationFilename": str(self.new_file()), "ExposureTime": 0.002, "FrameTime": 0.0, **settings}
+        for _ in range(10):
+            with self.patience():
+                return super().set(**chosen)
+        raise AssertionError(f"{settings} cannot be set")
+
+    @staticmethod
+    @contextmanager
+    def patience() -> Iterator[None]:
+        """What only takes long is no failure."""
+        try:
+            yield
+        except tango.DevFailed as exc:
+            if "it goes on" not in exc.args[0].desc:
+                raise
+            time.sleep(1.0)
+
+    def write(self, name: str, value: Any) -> None:
+        with self.patience():
+            setattr(self.detector, name, value)
+        wait_for(f"{name} = {value}", lambda: getattr(self.detector, name) == value, 30)
 
     def edges(self, n: int = 1, width: float = 0.0, period: float | None = None) -> None:
         """At all units, as one cable would."""

@@ -63,6 +63,7 @@ class Unit:
         self._ready_at = 0.0 if options.state == "ready" else math.inf
         self._busy_at = self._stopping_until = self._ram_at = self._volts_from = 0.0
         self._volts_until = 0.0
+        self._restarting = False  # when all frames that are exposed are sent
         self._counter = 0  # of the hardware, before the first frame of the acquisition
         self._triggers = 0
         self._set_up()
@@ -123,6 +124,8 @@ class Unit:
             now = time.monotonic()
             self._expose(now)
             job = self._waiting.pop(now)
+            if self._restarting and self._waiting.next_at() is None and job is None:
+                self._restart(now)
             if job is None:
                 self._wake.wait(max(0.0, min(IDLE, self._next_at(now) - now)))
                 return
@@ -151,8 +154,8 @@ class Unit:
             self._pulses.give(course, at)
         for exposure in course.due(now):
             if failures.restart_at == exposure.number:
-                failures.restart_at = None
-                self._restart(now)
+                failures.restart_at, self._restarting = None, True
+                course.stop()
                 return
             self._hand_out(exposure.number, exposure.stop)
 
@@ -309,6 +312,7 @@ class Unit:
     def _restart(self, now: float) -> None:
         """As after switching on: nothing is set, nothing runs."""
         self.happened.append("restart")
+        self._restarting = False
         self._idle()
         self._ready_at = now + self.failures.restart_seconds
         fresh = Variables(len(self.places), self.ports)
