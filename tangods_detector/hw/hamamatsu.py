@@ -229,6 +229,11 @@ class Hamamatsu(Backend):
         return self._run.numbers if self._run is not None else Numbers()
 
     @property
+    def data_thread(self) -> int:
+        """Its ident: the thread that sends the frames, for who measures."""
+        return (self._run.ident or 0) if self._run is not None else 0
+
+    @property
     def buffers(self) -> int:
         return self._ring.buffers if self._ring is not None else 0
 

@@ -99,6 +99,11 @@ class CameraRing:
             return place
         return max(place, count - 3 * self.buffers // 10)
 
+    def slack(self, place: int, count: int) -> int:
+        """Frames that may still come before something has to be copied, or `place` is given up."""
+        oldest = next(iter(self._under_way.values()))[0] if self._under_way else count
+        return min(oldest + self.buffers - self.margin, place + self.buffers // 2) - count
+
     @property
     def under_way(self) -> int:
         """Frames that ZeroMQ has."""

@@ -25,7 +25,7 @@ from tangods_receiver.security import Guard
 log = logging.getLogger(__name__)
 
 LOOK = 0.1  # s; a wait for a frame is never longer, so that a stop is seen
-FULL = 0.002  # s; the same while the receiver takes nothing: the camera goes on
+FULL = 0.002  # s; the least while the receiver takes nothing: the camera goes on
 TOLD_LIMIT = 1.0  # s after a loss was told, and two periods, until the last frames of a triggered series are given up
 STOP_LIMIT = 5.0  # s for a series to end
 TAKEN_LIMIT = 5.0  # s for the receiver to take what is left of the series before
@@ -264,7 +264,7 @@ class Run(threading.Thread):
                     self._next_of_burst(plan, camera)
                 else:
                     self._blocked = True
-                    ring.ring.wait(FULL)
+                    ring.ring.wait(min(LOOK / 2, max(FULL, ring.slack(place, count) * plan.period / 2)))
                 continue
             code = waiter.wait(LOOK)
             heard = heard or code == NO_ERROR or (code == Code.TIMEOUT and place < count)
