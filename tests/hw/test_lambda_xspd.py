@@ -294,7 +294,7 @@ def test_what_is_not_ready(unit: XspdSimulator, system: LambdaXspd) -> None:
     system.set("bit_depth", 24)
     wait_for("the memory of the other", lambda: system.status()[1].ram_allocated, LIMIT)
     assert [m.ram_allocated for m in system.status()] == [False, True]
-    unit.fail(Failures(voltage_seconds=3.0))
+    unit.fail(Failures(voltage_seconds=1.0))
     system.reset()
     assert not any(m.voltage_settled for m in system.status())
     wait_for("readiness", lambda: ready(system), LIMIT)

@@ -98,7 +98,7 @@ def ends(listener: Listener) -> int:
     return sum(type(message).__name__ == "SeriesEnd" for message in list(listener.messages))
 
 
-@pytest.mark.parametrize("layout", ["square", "windmill", "ten"])
+@pytest.mark.parametrize("layout", ["windmill", "ten"])
 def test_modules_make_the_image_that_was_drawn(layout: Any) -> None:
     with XspdSimulator(XspdOptions(layout=layout, chip=CHIP)) as xspd, closing(connected(xspd)) as backend:
         write(backend, "Threshold", 6000.0)
@@ -347,11 +347,6 @@ def test_arm_waits_for_the_high_voltage(xspd: XspdSimulator, backend: XLambda) -
         backend.arm(Series(1, settings))
         assert time.monotonic() - begun > 1.0
         backend.stop()
-        xspd.fail(Failures(voltage_seconds=3600))
-        backend.close()
-        backend = connected(xspd, ready_limit=3.0, high_voltage=280.0)
-        with closing(backend), pytest.raises(HardwareError, match="high voltage of lambda/1 is not settled"):
-            backend.arm(Series(2, backend.configure(settings)))
 
 
 def test_what_others_set_by_hand_is_set_right_at_arm(xspd: XspdSimulator, backend: XLambda) -> None:
