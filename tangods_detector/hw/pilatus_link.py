@@ -52,7 +52,7 @@ class PilatusOptions:
     allow_peers: tuple[str, ...] = option((), "addresses, with commas, that may pull from this process; empty: all")
     timeout: float = option(10.0, "limit for an ordinary command, s")
     threshold_timeout: float = option(110.0, "limit for setthreshold and setenergy, s")
-    patience: float = option(10.0, "how long stream-pilatus may be silent in a series, s")
+    patience: float = option(8.0, "how long stream-pilatus may be silent in a series, s")
 
     def __post_init__(self) -> None:
         problems = [

@@ -36,7 +36,9 @@ def free_port() -> int:
 
 
 class Process:
-    """`tangods-detector ...`; `line` is what it prints when it is ready."""
+    """A program with these arguments; `line` is what it prints when it is ready."""
+
+    program: tuple[str, ...] = (PROGRAM,)
 
     def __init__(self, *arguments: str) -> None:
         self._arguments = arguments
@@ -49,7 +51,7 @@ class Process:
         self.end()
 
     def start(self) -> None:
-        self.process = subprocess.Popen([PROGRAM, *self._arguments], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([*self.program, *self._arguments], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline().split()
         assert self.line, "it did not begin"
@@ -114,13 +116,15 @@ class Camserver(Process):
 
 
 class Streamer(Process):
-    """`tangods-detector stream-pilatus`, always at the same ports."""
+    """stream-pilatus as a detector's computer runs it, which begins quickly; always at the same ports."""
+
+    program = (sys.executable, "-m", "tangods_detector.hw.pilatus_control")
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         stream, control = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.endpoint, self.address = f"tcp://{stream}", f"tcp://{control}"
         folder.mkdir(exist_ok=True)
-        super().__init__("stream-pilatus", str(folder), "--stream", stream, "--control", control, *arguments)
+        super().__init__(str(folder), "--stream", stream, "--control", control, *arguments)
 
 
 class PilatusBeamline(Beamline):
@@ -143,7 +147,7 @@ class PilatusBeamline(Beamline):
         self.streamer: Streamer | None = None
 
     def __enter__(self) -> PilatusBeamline:
-        options = ["host = 127.0.0.1", f"port = {self.cam.port}", "timeout = 2", "patience = 2", *self._options]
+        options = ["host = 127.0.0.1", f"port = {self.cam.port}", "timeout = 2", *self._options]
         if self.way == "there":
             said = dict(option.replace(" ", "").split("=") for option in self._options)
             self.streamer = Streamer(self.cam.folder, "--md5-share", said.get("md5_share", "0.05"))
@@ -181,7 +185,7 @@ class PilatusBeamline(Beamline):
         assert self.detector.nFramesMissing == 0, self.detector.status()
         assert self.detector.LastError == "", self.detector.status()
         assert not self.cam.exposing
-        wait_for("an empty RAM disk", lambda: not self.cam.images())
+        wait_for("an empty RAM disk", lambda: not self.cam.images(), 30)
         file.unlink()
 
 

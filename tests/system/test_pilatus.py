@@ -75,7 +75,7 @@ def test_every_pixel_in_every_trigger_mode(beamline: PilatusBeamline, mode: str)
     counts = (detector.nFramesAcquired, detector.nFramesWritten, detector.nFramesMissing, detector.LastError)
     assert counts == (N, N, 0, "")
     assert_pixels(file, range(N), stamps)
-    wait_for("an empty RAM disk", lambda: not beamline.cam.images())
+    wait_for("an empty RAM disk", lambda: not beamline.cam.images(), 30)
     file.unlink()
 
 
@@ -93,7 +93,7 @@ class Case:
     failures: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     act: Callable[[PilatusBeamline], None] = lambda b: None
-    limit: float = 10.0
+    limit: float = 30.0
     lost: tuple[int, ...] | None = None  # images; None: the file is not looked at
     way: str = "here"  # in `make test`; the soak test has the other
 
@@ -114,7 +114,7 @@ def edges_then_stop(beamline: PilatusBeamline, n: int, **more: Any) -> None:
 
 
 def restart_streamer(beamline: PilatusBeamline) -> None:
-    """As systemd does it, after a kill."""
+    """As systemd does it, after a kill; on a machine with other work it takes seconds."""
     assert beamline.streamer is not None
     wait_for("images", lambda: beamline.detector.nFramesAcquired > 50)
     beamline.streamer.end(signal.SIGKILL)
@@ -132,7 +132,7 @@ CASES = (
     Case("replies joined", "ON", "complete", {"merge": 3}, lost=(), way="there"),
     Case("a reply missing", "ON", "complete", {"mute": "N images"}, {"nFramesPerTrigger": 21}, lost=()),
     Case("the words that it begins missing", "FAULT", "no answer to 'exposure ", {"mute": "Starting"},
-         {"nFramesPerTrigger": 2000}, limit=15),
+         {"nFramesPerTrigger": 2000}),
     Case("7 missing", "ON", "complete.*has not said that the exposure is over", {"mute": "7 OK"}, lost=()),
     Case("noise between replies", "ON", "complete", {"noise": "*** something new 7 OK"}, lost=(), way="there"),
     Case("an exposure refused", "FAULT", "'exposure .*': 15 ERR .*refused", {"refuse": "exposure"}),
@@ -167,7 +167,7 @@ CASES = (
          act=lambda b: (b.cam.edge(20, period=0.075), time.sleep(2.0), b.detector.Stop())),
     Case("camserver killed and started", "FAULT", "camserver: ", {}, LONG, act=restart_camserver),
     Case("streamer killed and started", "ON", "complete: 1000 frames.*streamer was started again", {},
-         LONG | {"FrameTime": 0.004}, act=restart_streamer, limit=20, lost=(), way="there"),
+         LONG | {"FrameTime": 0.004}, act=restart_streamer, limit=60, lost=(), way="there"),
 )  # fmt: skip
 
 Table = list[tuple[str, ...]]
@@ -226,7 +226,7 @@ def try_fault(beamline: PilatusBeamline, case: Case, table: Table) -> None:
     if case.settings:
         wait_for("RUNNING", lambda: detector.state() is not tango.DevState.MOVING)
     case.act(beamline)
-    state = beamline.wait_end(40)
+    state = beamline.wait_end(60)
     taken, status = time.monotonic() - begun, detector.status()
     table.append((case.name, beamline.way, str(state), f"{taken:.1f}", status, ""))
     beamline.cam.fail()
@@ -314,7 +314,7 @@ def test_another_client_takes_control(beamline: PilatusBeamline, table: Table) -
 
 
 @THERE
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_streamer_goes_for_good(beamline: PilatusBeamline, table: Table) -> None:
     assert beamline.streamer is not None
     detector = beamline.detector
