@@ -259,6 +259,7 @@ class Pump(threading.Thread):
         try:
             run.camera.command("AcquisitionStart")
         except HardwareError as exc:
+            run.failure, run.phase = str(exc), Phase.ERROR
             run.begun.set_exception(exc)
             raise
         run.phase = Phase.ACQUIRING
@@ -372,7 +373,7 @@ class Silence:
 
 def spare(count: int) -> int:
     """Slots of a ring that frames are never sent from."""
-    return max(1, min(8, count // 4))
+    return max(1, min(16, count // 4))
 
 
 def _wait(done: Future[None], limit: float, what: str) -> None:
