@@ -218,6 +218,8 @@ class AcquirePanel(Qt.QWidget):
             self._estimate()
         elif order.kind == "command" and order.name in self.buttons:
             self._refuse(f"{order.name} was refused. {answer.error}" if answer.error else "")
+            if answer.error:
+                self._ask.start()  # room and names may have changed
         elif order.kind == "write" and self._then:
             Qt.QTimer.singleShot(0, self._go_on)  # after the field has taken the answer
 

@@ -260,9 +260,10 @@ class LivePanel(Qt.QWidget):
         )
         self.badge.setText(f"{symbol} {' · '.join(parts)}".strip())
         theme.set_property(self.badge, "role", "bad" if cut_off else "warning" if old or picture.whole else "idle")
-        self.badge.ensurePolished()
+        if self.badge.isHidden():
+            self.badge.show()
+            theme.restyle(self.badge)
         self.badge.adjustSize()
-        self.badge.show()
         rate = self.shown_rate if seconds < TOLD else 0.0
         made = "full" if picture.factor == 1 else f"1/{picture.factor}"
         self.about.setText(f"{picture.full[0]} × {picture.full[1]} {picture.source} · {made} · {words.rate(rate)}")

@@ -45,6 +45,8 @@ class PictureView(pg.PlotWidget):
         self.getAxis("left").setWidth(38)
         self.getAxis("bottom").setHeight(20)
         self.setFocusPolicy(Qt.Qt.StrongFocus)
+        self.hideAxis("left")  # until there is something to count
+        self.hideAxis("bottom")
         self._mark = pg.TargetItem(movable=False, size=13, symbol="s", pen=pg.mkPen("w", width=1.5), brush=None)
         self._mark.setZValue(20)
         self._mark.hide()
@@ -72,6 +74,9 @@ class PictureView(pg.PlotWidget):
 
     def show_picture(self, picture: Picture) -> None:
         new_size = self.picture is None or self.picture.full != picture.full
+        if self.picture is None:
+            self.showAxis("left")
+            self.showAxis("bottom")
         self.picture = picture
         top, left, bottom, right = picture.region
         self._setting = True
@@ -82,9 +87,9 @@ class PictureView(pg.PlotWidget):
             if new_size:
                 rows, columns = picture.full
                 box = self.getViewBox()
+                side = 20 * max(rows, columns)  # wide: pyqtgraph would cut a narrow window's view to it
                 box.setLimits(
-                    xMin=-0.5 * columns, xMax=1.5 * columns, yMin=-0.5 * rows, yMax=1.5 * rows,
-                    minXRange=CLOSEST, minYRange=CLOSEST,
+                    xMin=-side, xMax=side, yMin=-side, yMax=side, minXRange=CLOSEST, minYRange=CLOSEST
                 )  # fmt: skip
                 self.fit()
         finally:
@@ -112,7 +117,11 @@ class PictureView(pg.PlotWidget):
         self._fits = True
         if self.picture is not None:
             rows, columns = self.picture.full
-            self.getViewBox().setRange(xRange=(0, columns), yRange=(0, rows), padding=0.0)
+            box = self.getViewBox()
+            scale = max(columns / max(1.0, box.width()), rows / max(1.0, box.height()))  # pixels for one of the screen
+            width, height = scale * box.width() / 2, scale * box.height() / 2
+            x, y = columns / 2, rows / 2
+            box.setRange(xRange=(x - width, x + width), yRange=(y - height, y + height), padding=0.0)
         self._settle.start()
 
     def one_to_one(self) -> None:

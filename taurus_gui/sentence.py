@@ -31,4 +31,6 @@ class Sentence(Qt.QLabel):
         if sentence != self.sentence:
             self.sentence = sentence
             self.setText(re.sub(r"(?<=[/_.,=])", BREAK, sentence))
-        self.setVisible(bool(sentence))
+        if self.isHidden() == bool(sentence):
+            self.setVisible(bool(sentence))
+            theme.restyle(self)

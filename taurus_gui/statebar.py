@@ -53,7 +53,8 @@ class StateBar(Qt.QWidget):
         self.state.setText(str(line))
         theme.set_property(self.state, "role", line.role)
         if source.state is None:
-            text = source.device
+            status = " ".join(str(source.get("Status", "")).split())
+            text = f"last known: {status}" if status else source.device
         elif control.waits(source.state, source.readings):
             text = control.waiting_text(source.readings, source.silence)
         else:
@@ -96,5 +97,6 @@ class _Banner(Qt.QFrame):
         self._problem = problem
         self.text.say(f"{'✖' if problem.bad else '▲'} {problem.sentence}")
         theme.set_property(self.text, "role", "bad" if problem.bad else "warning")
+        theme.restyle(self.text)
         self.remedy.setVisible(bool(problem.remedy))
         self.remedy.setText(f"&{problem.remedy}" if problem.remedy else "")

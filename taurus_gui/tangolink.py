@@ -33,7 +33,14 @@ MOST_ORDERS = 100
 def words_of(exc: Exception) -> str:
     """What a device says when it refuses."""
     if isinstance(exc, tango.DevFailed) and exc.args:
-        return str(exc.args[0].desc).strip().rstrip(".")
+        return " ".join(str(exc.args[0].desc).split()).rstrip(".")
+    return str(exc)
+
+
+def first_line(exc: Exception) -> str:
+    """Of what Tango says about connections the first line is enough."""
+    if isinstance(exc, tango.DevFailed) and exc.args:
+        return str(exc.args[0].desc).strip().partition("\n")[0].rstrip(".")
     return str(exc)
 
 
@@ -92,7 +99,7 @@ class TangoLink:
                 try:
                     proxy, events = self._connect()
                 except (tango.DevFailed, RuntimeError) as exc:
-                    self._gone(words_of(exc), since)
+                    self._gone(first_line(exc), since)
                     self._wait_away(RETRY)
                     continue
                 self._proxy = proxy
@@ -171,7 +178,7 @@ class TangoLink:
                     if self._closely and proxy.state() not in (tango.DevState.RUNNING, tango.DevState.MOVING):
                         self._read(proxy, [name for name, expert in self._own.items() if expert])
             except tango.DevFailed as exc:
-                return words_of(exc)
+                return first_line(exc)
         return ""
 
     def _read(self, proxy: tango.DeviceProxy, names: list[str]) -> None:

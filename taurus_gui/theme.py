@@ -156,5 +156,11 @@ def set_property(widget: Qt.QWidget, name: str, value: object) -> None:
     """A property that the style sheet looks at."""
     if widget.property(name) != value:
         widget.setProperty(name, value)
-        widget.style().unpolish(widget)
-        widget.style().polish(widget)
+        restyle(widget)
+
+
+def restyle(widget: Qt.QWidget) -> None:
+    """Look at the style sheet again; what was hidden until now has not all of it."""
+    widget.style().unpolish(widget)
+    widget.style().polish(widget)
+    widget.updateGeometry()

@@ -98,15 +98,17 @@ _numbers = itertools.count(1)
 
 def make_beamline(local: LocalTango, root: Path, *options: str, **properties: Any) -> Beamline:
     """Not started yet."""
-    line = Beamline(local, f"gui{next(_numbers)}", root, **{"Http": "127.0.0.1:0", **properties})
+    line = Beamline(local, f"b{next(_numbers)}", root, **{"Http": "127.0.0.1:0", **properties})
     line.options = ["width = 640", "height = 512", *options]
     return line
 
 
 @pytest.fixture(scope="module")
-def beamline(local_tango: LocalTango, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beamline]:
-    with make_beamline(local_tango, tmp_path_factory.mktemp("data")) as line:
+def beamline(local_tango: LocalTango) -> Iterator[Beamline]:
+    root = Path(tempfile.mkdtemp(prefix="scans-"))  # a short name for the pictures
+    with make_beamline(local_tango, root) as line:
         yield line
+    shutil.rmtree(root)
 
 
 def full_name(line: Beamline) -> str:

@@ -36,6 +36,7 @@ def test_set_up_and_take_100_frames(beamline, desk):
     desk.press("Arm")
     desk.wait_state("RUNNING")
     assert not desk.acquire.buttons["Arm"].isEnabled() and desk.acquire.buttons["Stop"].isEnabled()
+    desk.live.log.setChecked(True)
     desk.until(lambda: 20 < desk.source.get("nFramesReceived") < 100)
     desk.picture("acquiring")
     desk.wait_state("ON")

@@ -80,6 +80,7 @@ def test_alignment_with_live_and_the_sum_in_a_region(beamline, desk):
     curve = regions.plot.listDataItems()[0]
     desk.until(lambda: curve.yData is not None and len(curve.yData) > 10)
     desk.until(lambda: len(set(curve.yData)) > 2)  # the beam moves
+    live.log.setChecked(True)
     assert re.search(r"\d", regions.table.item(0, 1).text())
     desk.picture("alignment")
     beamline.receiver.Rois = [*beamline.receiver.Rois, "elsewhere 10 20 30 40"]  # by somebody else
@@ -151,6 +152,7 @@ def test_the_beam_centre_is_read_and_rings_are_drawn(beamline, desk):
     desk.type(pane.lines["energy"], "12398.42")
     assert pane.geometry().known and abs(pane.geometry().wavelength - 1) < 1e-6
     assert len(live.beam) > 4
+    live.log.setChecked(True)
     desk.picture("rings")
     desk.click(pane.write)  # the next files have it
     desk.until(lambda: "detector_distance" in beamline.detector.Metadata)
@@ -170,6 +172,7 @@ def test_the_last_file_is_opened_while_it_grows(beamline, desk):
     desk.until(lambda: desk.file.slider.value() > 10)
     first = desk.file.slider.value()
     desk.until(lambda: desk.file.slider.value() > first)
+    desk.file.log.setChecked(True)
     desk.until(lambda: desk.file.view.picture is not None and desk.file.view.picture.number > 10)
     desk.picture("file_growing")
     beamline.detector.Stop()
@@ -188,13 +191,14 @@ def test_the_last_file_is_opened_while_it_grows(beamline, desk):
 
 
 def test_two_detectors(beamline, local_tango, tmp_path, qtbot, open_window, keep):
-    with make_beamline(local_tango, tmp_path, "look = scmos") as other:
+    with make_beamline(local_tango, tmp_path, "seed = 7") as other:
         window = open_window(beamline, other)
         one, two = (Desk(qtbot, window, n, keep) for n in (0, 1))
         two.window.tabs.setCurrentIndex(1)
         two.arm(FrameTime=0.1, ExposureTime=0.01, nTriggers=1, nFramesPerTrigger=500, TriggerMode="INTERNAL",
                 DestinationFilename=other.new_file())  # fmt: skip
-        two.until(lambda: two.live.view.picture is not None)
+        two.live.log.setChecked(True)
+        two.until(lambda: two.live.view.picture is not None and two.source.get("nFramesReceived") > 20)
         two.until(lambda: "▶" in window.tabs.tabText(1) and "●" in window.tabs.tabText(0))
         assert one.source.state == "ON"
         two.picture("two_detectors")
@@ -212,11 +216,9 @@ def test_what_the_window_was_like_is_kept(beamline, open_window, qtbot, keep, se
     window = open_window(beamline)
     desk = Desk(qtbot, window, 0, keep)
     window.use_theme("dark")
-    desk.widget.show_panel("Log")
-    desk.picture("dark_log")
-    desk.widget.show_panel("Live view")
-    desk.picture("dark")
+    one_image(beamline, desk)
     desk.live.log.setChecked(True)
+    desk.picture("dark")
     desk.live.colours.setCurrentText("Inferno")
     window.savePerspective("alignment")
     window.close()
