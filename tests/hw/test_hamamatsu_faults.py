@@ -125,7 +125,7 @@ def test_unplugged_in_a_series(fake: Fake) -> None:
         backend.start()
         end(backend)
         status = backend.status()
-        assert status.phase is Phase.ERROR and status.frames == 20
+        assert status.phase is Phase.ERROR and status.frames <= 20, "what waited then cannot be asked for any more"
         assert "NOCONNECTION (0x80000F07)" in status.message and "its cable is out" in status.message
         backend.stop()
         with pytest.raises(HardwareError, match="NOCONNECTION"):
