@@ -17,6 +17,7 @@ from sardana_ctrl.references import DATASET, Reference
 IDLE = (tango.DevState.ON, tango.DevState.ALARM, tango.DevState.STANDBY)
 BUSY = (tango.DevState.RUNNING, tango.DevState.MOVING)
 LOOK = 0.003  # s between two looks at a device that is waited for
+LEFT_LIMIT, LEFT_PAUSE = 5.0, 0.2  # s for a receiver to close what it was left with
 STOP_LIMIT = 15.0  # s for a series of somebody else, or an old one, to end
 NOT_KEPT = "not kept: neither Filename nor ValueRefPattern is set"  # instead of a reference
 SERIES_RATE = 500.0  # Hz; above, one reference stands for a whole start in mode AUTO
@@ -92,7 +93,7 @@ class Channel:
         return float(self._read("LatencyTime")[0])
 
     def shape(self) -> list[int]:
-        """Rows, columns; frames before them where a point has several."""
+        """Rows, columns."""
         rows, columns = self._read("FrameShape")[0]
         return [int(rows), int(columns)]
 
@@ -148,18 +149,29 @@ class Channel:
 
     def _arm(self) -> None:
         path = self._next_name(self._plan)
+        if path and not self._read("SaveRaw")[0]:
+            raise ChannelError(
+                f"{self.name} ({self.device}): SaveRaw is off, so nothing would be kept in {path}; switch it on"
+            )
         if path or self._read("DestinationFilename")[0]:
             self._do("DestinationFilename", lambda proxy: proxy.write_attribute("DestinationFilename", path))
-        try:
-            self._do("Arm", lambda proxy: proxy.command_inout("Arm"))
-        except ChannelError as refused:  # perhaps by what is left of a detector that went away in mid-series
-            self._do("Stop", lambda proxy: proxy.command_inout("Stop"))
-            try:
-                self._do("Arm", lambda proxy: proxy.command_inout("Arm"))
-            except ChannelError:
-                raise refused from None
+        self._arm_or_clear()
         self._armed, self._ready = True, False
         self._path = self._read("LastFilename")[0] if path else ""
+
+    def _arm_or_clear(self) -> None:
+        """A detector that went away in mid-series has left its receiver busy: that is ended, and tried again."""
+        end = time.monotonic() + LEFT_LIMIT
+        while True:
+            try:
+                self._do("Arm", lambda proxy: proxy.command_inout("Arm"))
+                return
+            except ChannelError:
+                state, receiver = self._read("State", "ReceiverState")
+                if state not in IDLE or receiver != "running" or time.monotonic() > end:
+                    raise
+            self._do("Stop", lambda proxy: proxy.command_inout("Stop"))
+            time.sleep(LEFT_PAUSE)
 
     def _next_name(self, chosen: Plan | None) -> str:
         """ "" without references, and for a single point that nobody gave a name: nothing is written."""

@@ -172,8 +172,18 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
 
     def GetCtrlPar(self, parameter: str) -> Any:
         if parameter == "latency_time":
-            return max((channel.latency() for channel in self._channels.values()), default=0.0)
+            return max(self._latencies(), default=0.0)
         return super().GetCtrlPar(parameter)
+
+    def _latencies(self) -> list[float]:
+        """Of the detectors that answer: one that is away must not stop the others, prepare says it where it counts."""
+        found = []
+        for channel in self._channels.values():
+            try:
+                found.append(channel.latency())
+            except ChannelError as exc:
+                self._log.debug("%s", exc)
+        return found
 
     def SetCtrlPar(self, parameter: str, value: Any) -> None:
         if parameter == "synchronization":

@@ -27,8 +27,9 @@ class DetectorScanRecorder(NXscanH5_FileRecorder):
             for dd in detectors:
                 self._link(entry, dd, len(recordlist.records))
             self._default_plot(entry, [dd.label for dd in detectors])
-        finally:
-            super()._endRecordList(recordlist)
+        except Exception as exc:  # the rest of the scan is closed all the same
+            self._warn(f"the images are not in {self.filename}: {exc!r}; they are in the files of the detectors")
+        super()._endRecordList(recordlist)
 
     def _link(self, entry: h5py.Group, dd: Any, points: int) -> None:
         measurement, label = entry["measurement"], dd.label

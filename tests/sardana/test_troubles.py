@@ -140,6 +140,16 @@ def test_what_cannot_be_is_told_at_once(sardana: Sardana, first: Beamline) -> No
     good_scan(sardana)
 
 
+def test_a_scan_that_would_keep_nothing(sardana: Sardana, first: Beamline) -> None:
+    first.detector.SaveRaw = False
+    try:
+        with pytest.raises(MacroError, match="SaveRaw is off"):
+            sardana.run(*STEP)
+    finally:
+        first.detector.SaveRaw = True
+    good_scan(sardana)
+
+
 def test_two_scans_at_once(sardana: Sardana, first: Beamline) -> None:
     """A second macro is refused; the detector refuses who would change it in mid-scan."""
     sardana.door.start(*FLY)
