@@ -213,6 +213,13 @@ def refused_several(beamline: LambdaBeamline) -> None:
     beamline.write("nFramesPerTrigger", 1)
 
 
+def broken(beamline: LambdaBeamline) -> None:
+    wait_frames(beamline, 50)
+    beamline.units[1].fail(server_errors="api")
+    time.sleep(1.5)
+    beamline.units[1].fail()
+
+
 def edges_then_stop(beamline: LambdaBeamline) -> None:
     beamline.units[0].edge(6)
     beamline.units[1].edge(6)
@@ -245,8 +252,7 @@ CASES = (
          before=lambda b: b.units[1].write("lambda/bit_depth", "24"), lost={}),
     Case("500, once, for a variable", "ON", "complete", {"server_error": "lambda/shutter_time"}, lost={}),
     Case("500 for start", "FAULT", "start.* 500", {"server_error": "path=start"}),
-    Case("500 for everything, in the series", "ON", "complete", {}, LONG,
-         act=lambda b: (wait_frames(b, 50), b.units[1].fail(server_errors="api")), limit=15),  # type: ignore[func-returns-value]
+    Case("500 for everything, for a while in the series", "ON", "complete", {}, LONG, act=lambda b: broken(b), limit=15),
     Case("400 for a variable", "FAULT", "400 .*not accepted", {"refuse": "lambda/n_frames"},
          {"nFramesPerTrigger": 17}),
     Case("one frame a trigger", "ON", "complete: 10 frames", {}, MULTI,
