@@ -158,6 +158,8 @@ class AcquirePanel(Qt.QWidget):
     def _changed(self, names: set[str]) -> None:
         if names & {"DestinationFilename", "FrameShape", "nTriggers", "nFramesPerTrigger", "LastFilename"}:
             self._ask.start()
+        if "DestinationFilename" in names:
+            self._warn("")  # was about another name
         if "LastFilename" in names and self._source.state in control.BUSY:
             self._warn("")  # it exists now, because we write it
         if names - {"nFramesReceived", "nFramesWritten", "Progress", "MeasuredRate"}:

@@ -80,6 +80,8 @@ class HardwarePanel(Qt.QWidget):
         self.plot.getAxis("left").setWidth(48)
         self.plot.getAxis("bottom").setLabel("minutes before now")
         self.plot.setMinimumHeight(120)
+        self.plot.setMaximumHeight(230)
+        self.plot.getPlotItem().getViewBox().setLimits(minYRange=2)  # noise is not to look like a storm
         self.legend = self.plot.addLegend(offset=(8, 4))
         self._temperature = Qt.QGroupBox("Temperatures")
         inside = Qt.QVBoxLayout(self._temperature)

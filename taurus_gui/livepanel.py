@@ -258,7 +258,7 @@ class LivePanel(Qt.QWidget):
         symbol = (
             "■ held, full resolution ·" if picture.whole else "✖ cut off ·" if cut_off else "▲ old ·" if old else ""
         )
-        self.badge.setText(f"{symbol} {' · '.join(parts)}".strip())
+        self.badge.setText(f" {symbol} {' · '.join(parts)} ".replace("  ", " "))
         theme.set_property(self.badge, "role", "bad" if cut_off else "warning" if old or picture.whole else "idle")
         if self.badge.isHidden():
             self.badge.show()
