@@ -70,7 +70,7 @@ class FilePanel(Qt.QWidget):
         self.tree.setAccessibleName("What is in the file")
         self.tree.setSelectionMode(Qt.QAbstractItemView.SingleSelection)
         self.tree.setModel(Hdf5TreeModel(self.tree, ownFiles=True))
-        header = self.tree.header()
+        header: Any = self.tree.header()
         header.setSections(
             [
                 Hdf5TreeModel.NAME_COLUMN,
@@ -90,6 +90,9 @@ class FilePanel(Qt.QWidget):
         self.log.setText("Log")
         self.log.setCheckable(True)
         self.log.toggled.connect(lambda _: self.link.look(self._look()))
+        self.follow = Qt.QCheckBox("Newest")
+        self.follow.setToolTip("Go to the last frame whenever the file has grown")
+        self.follow.setChecked(True)
         self.slider = Qt.QSlider(Qt.Qt.Horizontal)
         self.slider.setAccessibleName("Frame")
         self.slider.valueChanged.connect(self._slid)
@@ -99,9 +102,6 @@ class FilePanel(Qt.QWidget):
         self.number.setKeyboardTracking(False)
         self.number.valueChanged.connect(self.slider.setValue)
         self.number.lineEdit().textEdited.connect(lambda _: self.follow.setChecked(False))
-        self.follow = Qt.QCheckBox("Newest")
-        self.follow.setToolTip("Go to the last frame whenever the file has grown")
-        self.follow.setChecked(True)
         self.cursor_text = Qt.QLabel()
         self.curve = pg.PlotWidget()
         self.line = self.curve.plot([], [])

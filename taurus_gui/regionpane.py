@@ -170,8 +170,8 @@ class RegionPane(Qt.QWidget):
             widget.setVisible(not none)
         if none:
             return
-        rows = self._source.rois.rows
         known = self._source.rois.names == tuple(region.name for region in self.regions)
+        rows = self._source.rois.rows if known else ()
         field = self.field.currentText().lower()
         if len(self.plot.listDataItems()) != len(self.regions):
             self.plot.clear()
@@ -180,11 +180,11 @@ class RegionPane(Qt.QWidget):
         if self.table.rowCount() != len(self.regions):
             self.table.setRowCount(len(self.regions))
         for n, (region, line) in enumerate(zip(self.regions, self.plot.listDataItems(), strict=True)):
-            found = roistats.curve(rows, n, field) if known and rows is not None else roistats.Curve([], [])
+            found = roistats.curve(rows, n, field)
             line.setData(found.ages, found.values)
             colour = theme.now().curves[n % len(theme.now().curves)]
             line.setPen(pg.mkPen(colour, width=2))
-            values = roistats.newest(rows, n) if known and rows is not None else {}
+            values = roistats.newest(rows, n)
             texts = [
                 f"■ {region.name}",
                 words.count(values["sum"]) if values else "–",

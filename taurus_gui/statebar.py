@@ -79,15 +79,20 @@ class _Banner(Qt.QFrame):
 
     def __init__(self, source: Source, parent: Qt.QWidget) -> None:
         super().__init__(parent)
+        self._source = source
         self._problem: control.Problem | None = None
         self.text = Sentence(self)
         self.remedy = Qt.QPushButton()
-        self.remedy.clicked.connect(lambda: self._problem and source.command(self._problem.remedy))
+        self.remedy.clicked.connect(self._help)
         layout = Qt.QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.text, 1)
         layout.addWidget(self.remedy)
         self.hide()
+
+    def _help(self) -> None:
+        if self._problem is not None:
+            self._source.command(self._problem.remedy)
 
     def show_problem(self, problem: control.Problem | None) -> None:
         self.setVisible(problem is not None)

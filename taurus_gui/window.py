@@ -157,9 +157,9 @@ class DetectorWindow(TaurusMainWindow):
         self.viewMenu.insertSeparator(view)
         self.movable = Qt.QAction("&Move panels", self)
         self.movable.setCheckable(True)
-        self.movable.toggled.connect(lambda on: [detector.set_movable(on) for detector in self.detectors])
+        self.movable.toggled.connect(self._set_movable)
         again = Qt.QAction("Panels as at &first", self)
-        again.triggered.connect(lambda: [detector.arrange() for detector in self.detectors])
+        again.triggered.connect(self._arrange)
         self.side_by_side = Qt.QAction("Detectors &beside each other", self)
         self.side_by_side.setCheckable(True)
         self.side_by_side.toggled.connect(self.set_side_by_side)
@@ -181,6 +181,14 @@ class DetectorWindow(TaurusMainWindow):
         for n in range(9):
             shortcut = Qt.QShortcut(Qt.QKeySequence(f"Alt+{n + 1}"), self)
             shortcut.activated.connect(partial(self.tabs.setCurrentIndex, n))
+
+    def _set_movable(self, movable: bool) -> None:
+        for detector in self.detectors:
+            detector.set_movable(movable)
+
+    def _arrange(self) -> None:
+        for detector in self.detectors:
+            detector.arrange()
 
     def _show_panel(self, name: str, *_: object) -> None:
         if detector := self.current():
