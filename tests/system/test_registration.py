@@ -16,6 +16,7 @@ from tangods_detector import register
 from tangods_detector.export import OURS, as_yaml, export
 from tangods_detector.localtango import LocalTango
 from tangods_receiver.errors import ConfigError
+from tests.system import mariadb
 from tests.system.beamline import Beamline
 from tests.system.test_cli import run
 
@@ -55,9 +56,12 @@ def test_at_the_command_line(local_tango: LocalTango, tmp_path: Path) -> None:
     assert exported.stdout == exported_by(local_tango, "Detector/line") == file.read_text()
 
 
-def test_dry_run_write_change_and_export(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", [LocalTango, pytest.param(mariadb.MariaTango, marks=pytest.mark.soak)])
+def test_dry_run_write_change_and_export(tmp_path: Path, database: type[LocalTango]) -> None:
+    if database is mariadb.MariaTango and mariadb.missing():
+        pytest.skip(mariadb.missing())
     content = beamline_file()
-    with LocalTango(tmp_path / "one") as local:
+    with database(tmp_path / "one") as local:
         file, db = write(tmp_path, content), local.database
         shown = put(local, file, dry_run=True)
         for line in (
@@ -108,7 +112,7 @@ def test_dry_run_write_change_and_export(tmp_path: Path) -> None:
         db.put_device_attribute_property("b1/dia/det1", {"nTriggers": {"__value": ["7"]}})
         exported = exported_by(local)
         assert "nTriggers" not in exported and "nTriggers" in exported_by(local, "Detector/b1", memorised=True)
-    with LocalTango(tmp_path / "two") as other:
+    with database(tmp_path / "two") as other:
         file.write_text(exported)
         put(other, file)
         assert exported_by(other) == exported

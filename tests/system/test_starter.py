@@ -127,7 +127,8 @@ def facility(tmp_path: Path) -> Iterator[Facility]:
 def test_from_an_empty_database_to_a_file_and_back(facility: Facility) -> None:
     """Registered from one file, started by run level, an acquisition, stopped: nothing stays but the file."""
     starter = facility.starter
-    assert facility.states() == {RECEIVER: "FAULT", DETECTOR: "FAULT"} and facility.processes() == []
+    facility.wait_states(StreamReceiver="FAULT", Detector="FAULT")
+    assert facility.processes() == []
     starter.DevStartAll(1)
     facility.wait_states(StreamReceiver="ON", Detector="FAULT")
     starter.DevStartAll(2)
