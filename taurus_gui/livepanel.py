@@ -9,7 +9,7 @@ import numpy as np
 from silx.gui.widgets.FlowLayout import FlowLayout
 from taurus.external.qt import Qt
 
-from taurus_gui import control, levels, pictures, theme, words
+from taurus_gui import control, levels, pictures, theme, tools, words
 from taurus_gui.geometrypane import GeometryPane
 from taurus_gui.overlays import Beam
 from taurus_gui.pictures import Look, Picture
@@ -57,13 +57,13 @@ class LivePanel(Qt.QWidget):
     # --- layout -------------------------------------------------------------------------------------------------------
 
     def _make_tools(self) -> None:
-        self.kind = self._combo("Show: the newest image, or what became of those that were looked at (K)",
+        self.kind = tools.combo("Show: the newest image, or what became of those that were looked at (K)",
                                 list(pictures.KINDS.values()), self._wish)  # fmt: skip
-        self.colours = self._combo("Colours (C, Shift+C)", list(levels.MAPS), self._recolour)
-        self.method = self._combo("What stands for several pixels where there is no room for all",
+        self.colours = tools.combo("Colours (C, Shift+C)", list(levels.MAPS), self._recolour)
+        self.method = tools.combo("What stands for several pixels where there is no room for all",
                                   list(METHODS.values()), self._wish)  # fmt: skip
-        self.log = self._switch("Log", "Colours by the logarithm (L)", self._look)
-        self.auto = self._switch(
+        self.log = tools.switch("Log", "Colours by the logarithm (L)", self._look)
+        self.auto = tools.switch(
             "Auto", "Range: all but the darkest and brightest part of what is shown (A)", self._look
         )
         self.percent = Qt.QDoubleSpinBox()
@@ -73,53 +73,17 @@ class LivePanel(Qt.QWidget):
         self.percent.setSuffix(" %")
         self.percent.setToolTip("Part of the pixels that may lie below and above the automatic range")
         self.percent.valueChanged.connect(self._look)
-        self.low, self.high = self._end("Lowest value"), self._end("Highest value")
+        self.low, self.high = (tools.number(tip, self._typed_range) for tip in ("Lowest value", "Highest value"))
         self.auto.setChecked(True)
-        self.fit = self._button("Fit", "The whole image (0, double click)", self.view.fit)
-        self.one = self._button("1:1", "A pixel of the detector on one of the screen (1)", self.view.one_to_one)
-        self.hold = self._switch("Full", "Fetch the newest image in full resolution, and hold it (F)", self._hold)
-        self.add = self._button("+ Region", "A new region of interest (R)", self._add_region)
-        self.line = self._switch("Profile", "Values along a line (P)", self._toggle_profile)
-        self.cross = self._switch("Centre", "Cross at the beam centre (B)", self._draw_beam)
-        self.rings = self._switch("Rings", "Resolution rings (G)", self._toggle_rings)
-        self.tools = self._switch("Tools", "Regions, profile and geometry beside the image (T)", self._toggle_side)
-        self.save = self._button("Save…", "Write what is shown: a picture, or the numbers", self.save_picture)
-
-    def _combo(self, tip: str, items: list[str], call: Any) -> Qt.QComboBox:
-        combo = Qt.QComboBox()
-        combo.addItems(items)
-        combo.setToolTip(tip)
-        combo.setAccessibleName(tip.partition("(")[0].partition(":")[0].strip())
-        combo.setFocusPolicy(Qt.Qt.TabFocus)
-        combo.setSizeAdjustPolicy(Qt.QComboBox.AdjustToMinimumContentsLengthWithIcon)
-        combo.setMinimumContentsLength(8)
-        combo.currentIndexChanged.connect(lambda _: call())
-        return combo
-
-    def _button(self, text: str, tip: str, call: Any) -> Qt.QToolButton:
-        button = Qt.QToolButton()
-        button.setText(text)
-        button.setToolTip(tip)
-        button.setFocusPolicy(Qt.Qt.TabFocus)
-        button.clicked.connect(lambda _=False: call())
-        return button
-
-    def _switch(self, text: str, tip: str, call: Any) -> Qt.QToolButton:
-        button = Qt.QToolButton()
-        button.setText(text)
-        button.setToolTip(tip)
-        button.setCheckable(True)
-        button.setFocusPolicy(Qt.Qt.TabFocus)
-        button.toggled.connect(lambda _: call())
-        return button
-
-    def _end(self, tip: str) -> Qt.QLineEdit:
-        line = Qt.QLineEdit()
-        line.setToolTip(f"{tip}: Enter sets it, and Auto goes off")
-        line.setAccessibleName(tip)
-        line.setFixedWidth(64)
-        line.editingFinished.connect(self._typed_range)
-        return line
+        self.fit = tools.button("Fit", "The whole image (0, double click)", self.view.fit)
+        self.one = tools.button("1:1", "A pixel of the detector on one of the screen (1)", self.view.one_to_one)
+        self.hold = tools.switch("Full", "Fetch the newest image in full resolution, and hold it (F)", self._hold)
+        self.add = tools.button("+ Region", "A new region of interest (R)", self._add_region)
+        self.line = tools.switch("Profile", "Values along a line (P)", self._toggle_profile)
+        self.cross = tools.switch("Centre", "Cross at the beam centre (B)", self._draw_beam)
+        self.rings = tools.switch("Rings", "Resolution rings (G)", self._toggle_rings)
+        self.tools = tools.switch("Tools", "Regions, profile and geometry beside the image (T)", self._toggle_side)
+        self.save = tools.button("Save…", "Write what is shown: a picture, or the numbers", self.save_picture)
 
     def _place(self) -> None:
         ends = Qt.QWidget()  # wrapped together
@@ -128,11 +92,11 @@ class LivePanel(Qt.QWidget):
         between.setSpacing(4)
         for widget in (self.log, self.auto, self.percent, self.low, Qt.QLabel("–"), self.high):
             between.addWidget(widget)
-        tools = FlowLayout()
-        tools.setHorizontalSpacing(4)
-        tools.setVerticalSpacing(3)
+        bar = FlowLayout()
+        bar.setHorizontalSpacing(4)
+        bar.setVerticalSpacing(3)
         for widget in (self.kind, self.colours, ends, self.method):
-            tools.addWidget(widget)
+            bar.addWidget(widget)
         for widget in (
             self.fit,
             self.one,
@@ -144,7 +108,7 @@ class LivePanel(Qt.QWidget):
             self.tools,
             self.save,
         ):
-            tools.addWidget(widget)
+            bar.addWidget(widget)
         self.badge = Qt.QLabel(self.view)
         self.badge.setAccessibleName("Age of the image")
         self.badge.move(46, 8)
@@ -176,7 +140,7 @@ class LivePanel(Qt.QWidget):
         column = Qt.QVBoxLayout(left)
         column.setContentsMargins(4, 4, 2, 4)
         column.setSpacing(3)
-        column.addLayout(tools)
+        column.addLayout(bar)
         column.addLayout(picture, 1)
         column.addLayout(below)
         self.side = Qt.QTabWidget()
@@ -350,21 +314,10 @@ class LivePanel(Qt.QWidget):
         if cursor is None or picture is None:
             self.cursor_text.setText("Point at a pixel to read its value")
             return
-        row, column = cursor
-        if exact and (exact["row"], exact["column"]) == cursor:
-            value, mark = exact["value"], "masked" if exact["masked"] else "saturated" if exact["saturated"] else ""
-            text = "no value" if value is None else words.count(value)
-        else:
-            found = pictures.value_at(picture, row, column)
-            if found is None:
-                return
-            text, mark = words.count(found[0]), found[1]
-            if picture.factor > 1:
-                text = f"about {text}"
-        spacing = self.geometry.geometry().spacing(row + 0.5, column + 0.5)
-        place = f"row {row}  column {column}  "
-        resolution = f"  {spacing:.3g} Å" if spacing else ""
-        self.cursor_text.setText(f"{place}<b>{text}</b>{f' ({mark})' if mark else ''}{resolution}")
+        spacing = self.geometry.geometry().spacing(cursor[0] + 0.5, cursor[1] + 0.5)
+        text = pictures.readout(picture, cursor, exact, spacing)
+        if text:
+            self.cursor_text.setText(text)
 
     # --- tools --------------------------------------------------------------------------------------------------------
 

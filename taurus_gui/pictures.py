@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from taurus_gui import levels
+from taurus_gui import levels, words
 
 Array = levels.Array
 Region = tuple[int, int, int, int]  # first row and column, row and column after the last
@@ -123,6 +123,26 @@ def value_at(picture: Picture, row: int, column: int) -> tuple[float, str] | Non
         return None
     mark = 0 if picture.marks is None else int(picture.marks[r, c])
     return float(picture.pixels[r, c]), ("", "masked", "saturated")[mark]
+
+
+def readout(
+    picture: Picture, cursor: tuple[int, int], exact: Mapping[str, Any] | None = None, spacing: float | None = None
+) -> str:
+    """The pixel under the cursor in HTML: `exact` is what the receiver says of it, else what is shown, which may be of
+    several; `spacing` its resolution in Å. "": it is not in the picture."""
+    row, column = cursor
+    if exact and (exact["row"], exact["column"]) == cursor:
+        value, mark = exact["value"], "masked" if exact["masked"] else "saturated" if exact["saturated"] else ""
+        text = "no value" if value is None else words.count(value)
+    else:
+        found = value_at(picture, row, column)
+        if found is None:
+            return ""
+        text, mark = words.count(found[0]), found[1]
+        if picture.factor > 1:
+            text = f"about {text}"
+    resolution = f"  {spacing:.3g} Å" if spacing else ""
+    return f"row {row}  column {column}  <b>{text}</b>{f' ({mark})' if mark else ''}{resolution}"
 
 
 def profile(

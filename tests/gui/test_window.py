@@ -57,18 +57,17 @@ def test_the_event_loop_is_never_held_up(beamline, desk, qtbot):
     heart.setTimerType(Qt.PreciseTimer)
     heart.timeout.connect(lambda: beats.append(time.thread_time()))
     desk.live.line.setChecked(True)
-    beamline.set(FrameTime=0.1, ExposureTime=0.05, nFramesPerTrigger=40)
-    beamline.detector.Arm()
-    desk.wait_state("RUNNING")
+    beamline.set(FrameTime=0.1, ExposureTime=0.05, DestinationFilename="")
+    desk.press("Live")
     desk.until(lambda: desk.live.pictures_drawn > 3)
-    before, begun = desk.live.pictures_drawn, desk.source.get("nFramesReceived")
+    before = desk.live.pictures_drawn
     heart.start(5)
-    desk.wait_state("ON")
+    desk.until(lambda: len(beats) > 60 and desk.live.pictures_drawn > before + 10)
     heart.stop()
-    frames = desk.source.get("nFramesReceived") - begun
     turns = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
-    assert len(turns) > 50 and max(turns) < TURN, f"{1000 * max(turns):.0f} ms"
-    assert desk.live.pictures_drawn - before > frames / 3  # and pictures came meanwhile
+    assert max(turns) < TURN, f"{1000 * max(turns):.0f} ms"
+    desk.press("Stop")
+    desk.wait_state("ON")
 
 
 def test_it_fits_a_small_screen(beamline, desk):
