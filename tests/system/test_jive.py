@@ -49,7 +49,7 @@ def select(beamline: Beamline, query: str) -> list[str]:
     return list(words)[: rows * columns]
 
 
-def set_and_check(beamline: Beamline) -> None:
+def set_all(beamline: Beamline) -> None:
     for name, value in SETTINGS.items():
         setattr(beamline.detector, name, value)
 
@@ -185,7 +185,8 @@ def test_logging_and_locks(both: Beamline, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["Init", "DevRestart", "RestartServer"])
 def test_restarts_bring_the_settings_back(both: Beamline, way: str) -> None:
-    set_and_check(both)
+    both.good_series()
+    set_all(both)
     server = admin(both)
     if way == "Init":
         both.detector.Init()
@@ -193,14 +194,15 @@ def test_restarts_bring_the_settings_back(both: Beamline, way: str) -> None:
         server.DevRestart(both.detector_name)
     else:
         server.RestartServer()
-        wait_for("the device", lambda: answers(both))
+        wait_for("the new server", lambda: has_begun_anew(both), 60)
     assert_settings_are_back(both)
     both.good_series()
 
 
-def answers(beamline: Beamline) -> bool:
+def has_begun_anew(beamline: Beamline) -> bool:
+    """RestartServer returns before anything happens; a new server knows of no last file."""
     try:
-        return beamline.detector.state() in ON
+        return beamline.detector.state() in ON and beamline.detector.LastFilename == ""
     except tango.DevFailed:
         return False
 
