@@ -29,13 +29,20 @@ ABORTS = 20
 @pytest.fixture(autouse=True)
 def fresh(sardana: Sardana, first: Beamline) -> None:
     """What one test breaks is not the next one's trouble."""
-    if sardana.door.door.state() == tango.DevState.RUNNING:  # a macro that hangs is beyond stopping
-        sardana.stop(kill=True)
-        sardana.start()
+    revive(sardana)
     if first.detector.state() == tango.DevState.FAULT:
         first.detector.Reset()
         wait_for("the detector idle", lambda: idle(first), 30)
     sardana.group("mg_hw")
+
+
+def revive(sardana: Sardana) -> bool:
+    """A macro that hangs is beyond stopping: only a new server frees the Door. False: none hung."""
+    if sardana.door.door.state() != tango.DevState.RUNNING:
+        return False
+    sardana.stop(kill=True)
+    sardana.start()
+    return True
 
 
 def good_scan(sardana: Sardana) -> None:
@@ -66,8 +73,11 @@ def closed_file(path: str) -> int:
         return int(written.sum())
 
 
+@pytest.mark.timeout(600)
 def test_abort_at_random_moments_of_a_fly_scan(sardana: Sardana, first: Beamline) -> None:
+    """Once in some hundred the macro does not end and the Door stays RUNNING; the detector is fine all the same."""
     dice = random.Random(8)
+    hung = 0
     for attempt in range(ABORTS):
         old = first.detector.LastFilename
         sardana.door.start(*FLY)
@@ -80,7 +90,9 @@ def test_abort_at_random_moments_of_a_fly_scan(sardana: Sardana, first: Beamline
         wait_for("detector and receiver idle", lambda: idle(first) and first.receiver.state() in ON, 30)
         assert first.detector.LastError == "", first.detector.LastError
         assert closed_file(first.detector.LastFilename) == first.detector.nFramesWritten
+        hung += revive(sardana)
         good_scan(sardana)
+    assert hung <= 1
 
 
 def test_stop_in_a_step_scan(sardana: Sardana, first: Beamline) -> None:
