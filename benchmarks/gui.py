@@ -177,9 +177,7 @@ def run(options: argparse.Namespace, line: Beamline, device: str, environment: d
     print(f"cost             {gui:.1f} ms of the GUI's thread for a picture, {all_:.1f} ms of all its threads")
     print(f"longest stall    {1000 * max(stalls):.0f} ms, {1000 * median(stalls):.0f} ms in the median second; more")
     print(f"                 than 100 ms in {slow} of {len(stalls)} seconds")
-    print(
-        f"recording        {median(paced):.2f} Hz of {options.rate:g} with the GUI; as fast as it goes, where they share"
-    )
+    print(f"recording        {median(paced):.2f} Hz of {options.rate:g} with the GUI; as fast as it goes, sharing")
     print(f"                 the cores: {median(alone):.1f} Hz alone, {median(watched):.1f} with it, ratio {ratio:.3f}")
     print(f"first image      {median(starts):.2f} s after the imports (longest {max(starts):.2f} s), which took")
     print(f"                 {about['imports']:.1f} s; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
