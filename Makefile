@@ -34,7 +34,7 @@ bench: apt-bench .venv/.test  ## side by side with C programs and others, in one
 	@python benchmarks/run.py $(ARGS)
 
 screenshots: apt-test .venv/.test  ## pictures of the GUI, into resources/screenshots
-	@SCREENSHOTS=resources/screenshots python -m pytest -q tests/gui $(ARGS)
+	@SCREENSHOTS=resources/screenshots python -m pytest -q -m "soak or not soak" tests/gui $(ARGS)
 
 lint: .venv/.test
 	@ruff format --check . && ruff check . && mypy

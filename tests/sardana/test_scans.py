@@ -17,7 +17,12 @@ from tests.sardana.stack import TOP, Sardana, Scan
 from tests.system.beamline import Beamline
 
 PAGE = TOP / "resources" / "sardana.md"
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.usefixtures("nobody_armed")]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.soak,  # a Door hangs after an abort now and then; not explained yet
+    pytest.mark.timeout(300),
+    pytest.mark.usefixtures("nobody_armed"),
+]
 
 
 @pytest.fixture(autouse=True)

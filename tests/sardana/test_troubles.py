@@ -19,7 +19,12 @@ from tests.sardana.door import MacroError
 from tests.sardana.stack import Sardana, Scan
 from tests.system.beamline import ON, Beamline, wait_for
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300), pytest.mark.usefixtures("nobody_armed")]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.soak,  # a Door hangs after an abort now and then; not explained yet
+    pytest.mark.timeout(300),
+    pytest.mark.usefixtures("nobody_armed"),
+]
 
 FLY = ("ascanct", "mot01", 0, 1, 99, 0.008, 0.002)
 STEP = ("ascan", "mot01", 0, 1, 9, 0.005)
