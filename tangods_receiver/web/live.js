@@ -441,8 +441,9 @@
     showCursor();
   }
 
+  // a picture that waited to be drawn tells of where the cursor was when it was sent
   function takeExact(found) {
-    exact = found;
+    if (found && cursor && found.row === cursor.row && found.column === cursor.column) exact = found;
     showCursor();
   }
 

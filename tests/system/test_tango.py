@@ -85,7 +85,13 @@ def test_times_have_units_and_limits(beamline: Beamline) -> None:
 
 
 def test_state_and_counters_come_as_events(beamline: Beamline) -> None:
-    seen: dict[str, list[object]] = {"state": [], "status": [], "nframeswritten": [], "progress": []}
+    seen: dict[str, list[object]] = {
+        "state": [],
+        "status": [],
+        "nframeswritten": [],
+        "progress": [],
+        "exposuretime": [],
+    }
     done = threading.Event()
 
     def keep(event: tango.EventData) -> None:
@@ -98,6 +104,11 @@ def test_state_and_counters_come_as_events(beamline: Beamline) -> None:
     ids = [beamline.detector.subscribe_event(name, tango.EventType.CHANGE_EVENT, keep) for name in seen]
     try:
         wait_for("the first events", lambda: all(seen.values()))
+        times = itertools.cycle((0.006, 0.007))  # Tango connects a subscriber late and loses what was pushed before
+        wait_for(
+            "a pushed event",
+            lambda: setattr(beamline.detector, "ExposureTime", next(times)) or seen["exposuretime"][1:],
+        )
         beamline.acquire(ExposureTime=0.005, FrameTime=0.01, nFramesPerTrigger=50)
         assert done.wait(5)
         wait_for("the last counters", lambda: seen["nframeswritten"][-1] == 50 and seen["progress"][-1] == 100)

@@ -155,13 +155,17 @@ class Page:
 
     def point(self, x, y):
         """The mouse goes to this pixel of the canvas, or to the nearest that is in it; returns which."""
-        (left, top), (width, height) = self.corner(), self.size()
+        width, height = self.size()
         x, y = (min(max(0, int(v)), size - 1) for v, size in ((x, width), (y, height)))
+        self.move_mouse(x, y)
+        self.drawn()
+        return x, y
+
+    def move_mouse(self, x, y):
+        left, top = self.corner()
         actions = ActionBuilder(self.browser, duration=10)
         actions.pointer_action.move_to_location(left + x, top + y)
         actions.perform()
-        self.drawn()
-        return x, y
 
     def drawn(self):
         """Browsers tell a page of the mouse before they draw, and not at once."""
@@ -321,8 +325,7 @@ def test_the_value_under_the_cursor_is_that_of_the_detectors_pixel(page, sender,
             page.turn_wheel(x, y, delta)
             page.point(x + 1, y)
             page.point(x, y)
-            wait_for(lambda: page.cursor() is not None)
-            row, column, value, _ = page.cursor()
+            row, column, value, _ = wait_for(page.cursor, what=lambda: page.text("cursor"))
             assert abs(row - before[0]) <= 1 + 1 / scale and abs(column - before[1]) <= 1 + 1 / scale
             assert value == image[row, column]
         # close up: each pixel of the screen shows the pixel that the cursor tells
@@ -337,6 +340,27 @@ def test_the_value_under_the_cursor_is_that_of_the_detectors_pixel(page, sender,
         page.one("fit").click()
         page.point(x, y)
         wait_for(lambda: (page.cursor() or (-1, -1))[:2] == before[:2], what="the same pixel after Fit")
+
+
+def test_a_picture_that_is_drawn_late_does_not_take_the_value_under_the_cursor_away(page, sender, tmp_path):
+    image = np.random.default_rng(4).integers(0, 2**31, (1200, 1600)).astype(np.uint32)
+    with running(tmp_path, sender.endpoint, http="127.0.0.1:0") as engine:
+        start(sender, tmp_path, image)
+        page.open(engine)
+        shown(page)
+        x, y = page.point(*page.place(300, 400, image.shape))
+        before = wait_for(page.cursor)
+        page.browser.execute_script(
+            "window.held = []; window.atOnce = requestAnimationFrame; window.requestAnimationFrame = f => held.push(f)"
+        )
+        sender.frame(1, image)
+        wait_for(lambda: page.browser.execute_script("return held.length"), what="a picture that waits to be drawn")
+        page.move_mouse(x + 40, y + 20)
+        row, column, value, _ = wait_for(lambda: (found := page.cursor()) and found[:2] != before[:2] and found)
+        assert value == image[row, column]
+        page.browser.execute_script("window.requestAnimationFrame = atOnce; for (const f of held) f(performance.now())")
+        shown(page, 1)
+        assert wait_for(page.cursor, what=lambda: page.text("cursor"))[:3] == (row, column, value)
 
 
 def test_the_value_follows_the_newest_image(page, sender, tmp_path):
