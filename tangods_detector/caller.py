@@ -12,7 +12,9 @@ from typing import Any
 
 import zmq
 
+from tangods_receiver import security
 from tangods_receiver.errors import HardwareError
+from tangods_receiver.security import Credentials
 
 REPLY = 15.0  # s; for orders that change something
 
@@ -40,10 +42,19 @@ class Caller:
 class Line:
     """A REQ socket; after a reply that did not come it is made anew, because it would wait for that for ever."""
 
-    def __init__(self, address: str, timeout: float, program: str, questions: frozenset[str]) -> None:
-        """`questions` are answered within `timeout` s, other orders within REPLY."""
+    def __init__(
+        self,
+        address: str,
+        timeout: float,
+        program: str,
+        questions: frozenset[str],
+        credentials: Credentials | None = None,
+    ) -> None:
+        """`questions` are answered within `timeout` s, other orders within REPLY; `credentials` where the streamer asks
+        for keys."""
         self._address, self._timeout = address, timeout
         self._program, self._questions = program, questions | {"release"}
+        self._credentials = credentials
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self.closed = False
@@ -57,6 +68,8 @@ class Line:
             if self._socket is None:
                 self._socket = self._context.socket(zmq.REQ)
                 self._socket.linger = 0
+                if self._credentials is not None:
+                    security.secure_client(self._socket, self._credentials)
                 self._socket.connect(self._address)
             self._socket.send(json.dumps(request).encode())
             if not self._socket.poll(int(limit * 1000)):

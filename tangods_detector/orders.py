@@ -23,6 +23,7 @@ LOOK = 0.1  # s
 LARGEST = 1 << 24  # bytes of a request
 
 Request = Dict[str, Any]
+Act = Callable[[], Optional[Request]]
 
 
 class Refused(Exception):
@@ -42,13 +43,13 @@ class Orders(ABC):
 
     def __init__(self, lease: float = 10.0) -> None:
         self._lease = lease
-        self._holder = ""
+        self.holder = ""  # who has control
         self._heard = 0.0
 
     @abstractmethod
-    def commands(self) -> Dict[str, Callable[[Request], Optional[Request]]]:
-        """What is known besides ping and release: each is given the rest of its request and takes out of it what it
-        knows. Refused, or what `refusals` names: why not."""
+    def commands(self) -> Dict[str, Callable[[Request], Act]]:
+        """What is known besides ping and release: each is given the rest of its request, takes out of it what it knows,
+        and tells what is to be done, which is done if nothing remains. Refused, or what `refusals` names: why not."""
 
     def about(self) -> Request:
         """What ping tells besides the program and its version."""
@@ -61,15 +62,15 @@ class Orders(ABC):
                 raise Refused('a request is a JSON object, such as {"command": "status"}')
             rest = dict(request)
             name, client, force = rest.pop("command", None), text(rest, "client", ""), flag(rest, "force", False)
-            known = dict(self.commands(), ping=self._ping, release=self._release)
+            known = dict(self.commands(), ping=lambda rest: self._ping, release=lambda rest: self._release)
             command = known.get(name) if isinstance(name, str) else None
             if command is None or name is None:
                 raise Refused(f"command is {show(name)}, known are {', '.join(sorted(known))}")
             self._take_control(name, client, force)
-            reply = command(rest)
+            act = command(rest)
             if rest:
                 raise Refused(f"{name}: unknown key {', '.join(sorted(map(str, rest)))}")
-            return dict(reply or {}, ok=True)
+            return dict(act() or {}, ok=True)
         except self.refusals as exc:
             return {"ok": False, "error": str(exc)}
         except Exception as exc:  # the controller shall hear of it, and the next request be answered
@@ -78,23 +79,23 @@ class Orders(ABC):
 
     def _take_control(self, command: str, client: str, force: bool) -> None:
         now = time.monotonic()
-        if self._holder and now - self._heard > self._lease:
-            log.warning("%s was not heard of for %g s: it has no control any more", self._holder, self._lease)
-            self._holder = ""
-        if client and client == self._holder:
+        if self.holder and now - self._heard > self._lease:
+            log.warning("%s was not heard of for %g s: it has no control any more", self.holder, self._lease)
+            self.holder = ""
+        if client and client == self.holder:
             self._heard = now
         if command in self.questions:
             return
         if not client:
             raise Refused(f"{command}: who are you? say so by the key client")
-        if self._holder not in ("", client) and not force:
+        if self.holder not in ("", client) and not force:
             raise Refused(
-                f"{command}: {self._holder} has control, heard of {now - self._heard:.1f} s ago; it ends "
+                f"{command}: {self.holder} has control, heard of {now - self._heard:.1f} s ago; it ends "
                 f"{self._lease:g} s after its last word, or give force: true"
             )
-        self._holder, self._heard = client, now
+        self.holder, self._heard = client, now
 
-    def _ping(self, rest: Request) -> Request:
+    def _ping(self) -> Request:
         return dict(
             self.about(),
             program=self.program,
@@ -102,11 +103,11 @@ class Orders(ABC):
             python=platform.python_version(),
             zmq=zmq.zmq_version(),
             pid=os.getpid(),
-            holder=self._holder,
+            holder=self.holder,
         )
 
-    def _release(self, rest: Request) -> None:
-        self._holder = ""
+    def _release(self) -> None:
+        self.holder = ""
 
 
 def whole(rest: Request, key: str, least: int, default: Optional[int] = None) -> int:
@@ -153,22 +154,31 @@ def show(value: Any) -> str:
     return words if len(words) <= 80 else words[:77] + "..."
 
 
+Protect = Callable[[Any, Any], Callable[[], None]]
+
+
+def nobody_is_refused(context: Any, socket: Any) -> Callable[[], None]:
+    """Where no keys and no addresses are asked for."""
+    return lambda: None
+
+
 class Control:
     """A thread with a REP socket. A controller that goes in the middle of a request harms nobody."""
 
-    def __init__(self, orders: Orders, host: str, port: int) -> None:
-        """Refused: the port is not to be had."""
+    def __init__(self, orders: Orders, host: str, port: int, protect: Protect = nobody_is_refused) -> None:
+        """`protect`, given context and socket, says who may connect, and returns what ends that again. Refused: the
+        port is not to be had."""
         self._orders = orders
         self._closing = threading.Event()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.REP)
         self._socket.linger = 500
+        self._unprotect = protect(self._context, self._socket)
         self._socket.setsockopt(zmq.MAXMSGSIZE, LARGEST)
         try:
             self._socket.bind(f"tcp://{host}:{port or '*'}")
         except zmq.ZMQError as exc:
-            self._socket.close()
-            self._context.term()
+            self._close()
             raise Refused(f"cannot listen at tcp://{host}:{port}: {exc}; is the port in use?") from exc
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._thread = threading.Thread(target=self._work, name="orders")
@@ -187,8 +197,12 @@ class Control:
                 if self._socket.poll(int(LOOK * 1000)):
                     self._socket.send(self._answer(self._socket.recv_multipart()))
         finally:
-            self._socket.close()
-            self._context.term()
+            self._close()
+
+    def _close(self) -> None:
+        self._unprotect()
+        self._socket.close()
+        self._context.term()
 
     def _answer(self, parts: List[bytes]) -> bytes:
         try:

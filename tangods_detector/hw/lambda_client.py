@@ -13,6 +13,7 @@ from tangods_detector.hw.lambda_series import UnitOptions
 from tangods_detector.hw.lambda_system import Description, Feature, LambdaSystem, Module, Value
 from tangods_detector.hw.lambda_unit import Unit
 from tangods_receiver.errors import HardwareError
+from tangods_receiver.security import Credentials
 
 __all__ = ["LambdaUnit", "ModuleState", "UnitOptions", "UnitStatus"]
 
@@ -77,9 +78,10 @@ class LambdaUnit:
     Orders that take long (configure, arm, start) are begun by one call and waited for by another, so that several units
     do them at the same time: `for u in units: u.begin_arm(...)`, then `for u in units: u.wait_armed()`."""
 
-    def __init__(self, address: str, timeout: float = 3.0) -> None:
+    def __init__(self, address: str, timeout: float = 3.0, credentials: Credentials | None = None) -> None:
+        """`credentials` where the unit asks for keys."""
         self._unit: Unit | None = None
-        self._line: Line | None = Line(address, timeout, "stream-lambda", QUESTIONS)
+        self._line: Line | None = Line(address, timeout, "stream-lambda", QUESTIONS, credentials)
         self._name = address
         self._order = Caller(address, self._line.ask)
 

@@ -9,15 +9,32 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from tangods_detector import __version__
 from tangods_detector.hw.lambda_series import UnitOptions
 from tangods_detector.hw.lambda_system import LambdaSystem
 from tangods_detector.hw.lambda_unit import Unit
-from tangods_detector.orders import Control, Orders, Refused, Request, flag, number, show, table, text, whole
+from tangods_detector.orders import (
+    Act,
+    Control,
+    Orders,
+    Protect,
+    Refused,
+    Request,
+    flag,
+    nobody_is_refused,
+    number,
+    show,
+    table,
+    text,
+    whole,
+)
 from tangods_receiver import security
 from tangods_receiver.errors import DaqError, HardwareError
+from tangods_receiver.gate import secure_server
+from tangods_receiver.security import Guard
 
 QUESTIONS = frozenset({"ping", "status", "get"})
 MAX_FRAMES = 1 << 40
@@ -34,33 +51,40 @@ class UnitOrders(Orders):
         super().__init__(lease)
         self._unit = unit
 
-    def commands(self) -> dict[str, Callable[[Request], Request | None]]:
+    def commands(self) -> dict[str, Callable[[Request], Act]]:
+        unit = self._unit
         return {
-            "status": lambda rest: self._unit.status(),
-            "describe": lambda rest: {"description": asdict(self._unit.describe())},
-            "get": lambda rest: {"value": self._unit.get(text(rest, "name"), _module(rest))},
+            "status": lambda rest: unit.status,
+            "describe": lambda rest: lambda: {"description": asdict(unit.describe())},
+            "get": self._get,
             "set": self._set,
             "configure": self._configure,
             "arm": self._arm,
-            "start": lambda rest: {"start": self._unit.start()},
-            "stop": lambda rest: self._unit.stop(),
-            "reset": lambda rest: self._unit.reset(),
+            "start": lambda rest: lambda: {"start": unit.start()},
+            "stop": lambda rest: unit.stop,
+            "reset": lambda rest: unit.reset,
         }
 
     def about(self) -> Request:
         return {"endpoints": self._unit.endpoints, "first": self._unit.options.first}
 
-    def _set(self, rest: Request) -> None:
-        self._unit.set(text(rest, "name"), _value(rest.pop("value", None), "value"), _module(rest))
+    def _get(self, rest: Request) -> Act:
+        name, module = text(rest, "name"), _module(rest)
+        return lambda: {"value": self._unit.get(name, module)}
 
-    def _configure(self, rest: Request) -> None:
-        self._unit.configure({name: _value(value, name) for name, value in table(rest, "settings").items()})
+    def _set(self, rest: Request) -> Act:
+        return partial(self._unit.set, text(rest, "name"), _value(rest.pop("value", None), "value"), _module(rest))
 
-    def _arm(self, rest: Request) -> None:
+    def _configure(self, rest: Request) -> Act:
+        wanted = {name: _value(value, name) for name, value in table(rest, "settings").items()}
+        return partial(self._unit.configure, wanted)
+
+    def _arm(self, rest: Request) -> Act:
         nframes = whole(rest, "nframes", 1)
         if nframes > MAX_FRAMES:
             raise Refused(f"arm: nframes is {nframes}, more than {MAX_FRAMES}")
-        self._unit.arm(
+        return partial(
+            self._unit.arm,
             series=whole(rest, "series", 0),
             filename=text(rest, "filename"),
             nframes=nframes,
@@ -96,6 +120,13 @@ def _address(words: str) -> tuple[str, int]:
     if not (colon and host and port.isdigit() and int(port) < 65536):
         raise argparse.ArgumentTypeError(f"{words!r} is not like 127.0.0.1:9010")
     return host, int(port)
+
+
+def _protect(guard: Guard | None) -> Protect:
+    """The same guard as of the streams."""
+    if guard is None:
+        return nobody_is_refused
+    return lambda context, socket: secure_server(socket, guard).__enter__().close
 
 
 def _parser(program: str | None) -> argparse.ArgumentParser:
@@ -134,8 +165,8 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
     )
     add("--lag", default=10.0, type=float, metavar="S", help="waits for a silent module (default %(default)s s)")
     add("--lease", default=10.0, type=float, metavar="S", help="of a silent controller (default %(default)s s)")
-    add("--curve-key", default="", metavar="FILE", help="this unit's own .key_secret: streams are encrypted (CURVE)")
-    add("--curve-clients", default="", metavar="DIR", help="public keys of the receivers that may connect then")
+    add("--curve-key", default="", metavar="FILE", help="own .key_secret: streams and orders are encrypted (CURVE)")
+    add("--curve-clients", default="", metavar="DIR", help="public keys of those who may connect then")
     add("--allow-peers", default="", metavar="LIST", help="addresses, networks that may connect [default: all]")
     add("-v", "--verbose", action="store_true", help="log decisions, too")
     add("--version", action="version", version=__version__)
@@ -161,7 +192,7 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if given.verbose else logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s"
     )
-    host, port = given.stream
+    (host, port), (control_host, control_port) = given.stream, given.control
     peers = [peer.strip() for peer in given.allow_peers.split(",") if peer.strip()]
     stop = threading.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):
@@ -175,8 +206,9 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
             lag=given.lag,
             guard=security.guard(given.curve_key, given.curve_clients, peers),
         )
+        protect = _protect(options.guard)
         with Unit(_system(given), options) as unit:
-            with Control(UnitOrders(unit, given.lease), *given.control) as control:
+            with Control(UnitOrders(unit, given.lease), control_host, control_port, protect) as control:
                 try:
                     names = ", ".join(module.name for module in unit.describe().modules)
                     sys.stdout.write(f"{names}: {', '.join(unit.endpoints)}, orders: {control.endpoint}\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 from tangods_detector.hw.lambda_client import LambdaUnit, ModuleState, UnitOptions, UnitStatus
 from tangods_detector.hw.lambda_system import Description, Feature, LambdaSystem, Module, Value
 from tangods_detector.options import option
+from tangods_receiver import security
 from tangods_receiver.errors import ConfigError, HardwareError
+from tangods_receiver.security import Credentials
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -27,6 +29,8 @@ class LambdaOptions:
     """Where the units are, and what they do not tell. One of `units`, `xspd` and `libxsp` is given."""
 
     units: tuple[str, ...] = option((), "where the stream-lambda processes take orders, such as tcp://dcu1:9009, ...")
+    curve_key: str = option("", "units: this side's .key_secret file, where they ask for keys")
+    curve_server_keys: tuple[str, ...] = option((), "units: the .key file of each, or the one of all")
     xspd: str = option("", "address of an xspd that is driven from here, such as lambda1:8008")
     libxsp: str = option("", "path of the C wrapper of libxsp, which is driven from here")
     config: str = option("", "libxsp: its system.yml; empty: where libxsp looks for it")
@@ -49,6 +53,13 @@ class LambdaOptions:
         if len(ways) != 1:
             problems.append(f"give one of units, xspd and libxsp, not {' and '.join(ways) or 'none'}")
         problems += [f"units: {u!r} is not like tcp://dcu1:9009" for u in self.units if not _is_address(u)]
+        if bool(self.curve_key) != bool(self.curve_server_keys):
+            problems.append("curve_key, curve_server_keys: both or none")
+        if len(self.curve_server_keys) not in (0, 1, len(self.units)):
+            problems.append(
+                f"curve_server_keys: {len(self.curve_server_keys)} files for {len(self.units)} units; "
+                "give one for all, or one for each"
+            )
         if len(set(self.units)) < len(self.units):
             problems.append("units: one is given twice")
         for name in ("timeout", "ready_limit", "initialize_limit"):
@@ -64,8 +75,16 @@ class LambdaOptions:
     def open(self) -> list[LambdaUnit]:
         """Nothing is asked of them yet."""
         if self.units:
-            return [LambdaUnit(address, self.timeout) for address in self.units]
+            credentials = self._credentials()
+            return [LambdaUnit(unit, self.timeout, key) for unit, key in zip(self.units, credentials, strict=True)]
         return [LambdaUnit.here(self._system(), UnitOptions(self.stream_host, self.port))]
+
+    def _credentials(self) -> Sequence[Credentials | None]:
+        if not self.curve_key:
+            return [None] * len(self.units)
+        own, servers = security.key_pair(self.curve_key), [security.public_key(name) for name in self.curve_server_keys]
+        found = [security.Credentials(own, server) for server in servers]
+        return found if len(found) == len(self.units) else found * len(self.units)
 
     def _system(self) -> LambdaSystem:
         if self.xspd:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import zmq
-
-from tangods_detector.hw.pilatus_control import Orders
+from tangods_detector.caller import Caller, Line
+from tangods_detector.hw.pilatus_control import StreamOrders
 from tangods_detector.hw.pilatus_run import Options
-from tangods_detector.hw.pilatus_stream import PilatusStream, Refused
-from tangods_receiver import security
+from tangods_detector.hw.pilatus_stream import PilatusStream
+from tangods_detector.orders import Refused
 from tangods_receiver.errors import HardwareError
 from tangods_receiver.security import Credentials
-
-REPLY = 15.0  # s; an order is taken within TAKEN_ORDERS of the stream
 
 
 @dataclass(frozen=True)
@@ -65,9 +57,10 @@ class PilatusStreamer:
 
     def __init__(self, address: str, timeout: float = 3.0, credentials: Credentials | None = None) -> None:
         """`credentials` where the stream asks for keys."""
-        self._line: _Line | None = _Line(address, timeout, credentials)
-        self._ask: Callable[[dict[str, Any]], dict[str, Any]] = self._line.ask
-        self._begin(address)
+        self._line: Line | None = Line(address, timeout, StreamOrders.program, StreamOrders.questions, credentials)
+        self._stream: PilatusStream | None = None
+        self._name = address
+        self._order = Caller(address, self._line.ask)
 
     @classmethod
     def here(cls, options: Options) -> PilatusStreamer:
@@ -78,16 +71,9 @@ class PilatusStreamer:
             stream.start()
         except Refused as exc:
             raise HardwareError(str(exc)) from exc
-        new._line, new._ask = None, Orders(stream).answer
-        new._begin(f"the stream of {options.folder}")
-        new._stream = stream
+        new._line, new._stream, new._name = None, stream, f"the stream of {options.folder}"
+        new._order = Caller(new._name, StreamOrders(stream).answer)
         return new
-
-    def _begin(self, name: str) -> None:
-        self._name = name
-        self._lock = threading.Lock()
-        self._stream: PilatusStream | None = None
-        self._client = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:6]}"
 
     def __enter__(self) -> PilatusStreamer:
         return self
@@ -171,53 +157,3 @@ class PilatusStreamer:
             self._line.close()
         if self._stream is not None:
             self._stream.close()
-
-    def _order(self, command: str, **more: Any) -> dict[str, Any]:
-        with self._lock:
-            reply = self._ask({"command": command, "client": self._client, **more})
-        if not reply.get("ok"):
-            raise HardwareError(f"{self._name}: {reply.get('error', 'no reason given')}")
-        return reply
-
-
-class _Line:
-    """A REQ socket; after a reply that did not come it is made anew, because it would wait for that for ever."""
-
-    def __init__(self, address: str, timeout: float, credentials: Credentials | None) -> None:
-        self._address, self._timeout, self._credentials = address, timeout, credentials
-        self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
-        self.closed = False
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self.closed:
-            raise HardwareError(f"{self._address}: closed")
-        limit = self._timeout if request["command"] in ("ping", "status", "release") else max(self._timeout, REPLY)
-        try:
-            if self._socket is None:
-                self._socket = self._context.socket(zmq.REQ)
-                self._socket.linger = 0
-                if self._credentials is not None:
-                    security.secure_client(self._socket, self._credentials)
-                self._socket.connect(self._address)
-            self._socket.send(json.dumps(request).encode())
-            if not self._socket.poll(int(limit * 1000)):
-                self._drop()
-                raise HardwareError(f"{self._address} does not answer within {limit:g} s; does stream-pilatus run?")
-            reply = json.loads(self._socket.recv())
-        except (zmq.ZMQError, ValueError) as exc:
-            self._drop()
-            raise HardwareError(f"{self._address}: {exc}") from exc
-        if type(reply) is not dict:
-            raise HardwareError(f"{self._address}: the answer is {reply!r:.80}")
-        return reply
-
-    def close(self) -> None:
-        self.closed = True
-        self._drop()
-        self._context.term()
-
-    def _drop(self) -> None:
-        if self._socket is not None:
-            self._socket.close(0)
-            self._socket = None

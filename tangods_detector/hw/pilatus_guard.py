@@ -4,7 +4,7 @@ The rest of the package has `tangods_receiver.security`, which an old Python can
 
 import os
 import stat
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Sequence
 
 import zmq
 import zmq.auth
@@ -46,10 +46,10 @@ class Guard:
             raise ValueError(f"{self._clients} holds no public key: put a NAME.key file there for each client")
         self._public, self._secret = public, secret
 
-    def protect(self, context: Any, socket: Any) -> Optional[ThreadAuthenticator]:
-        """Before the socket binds. What it gives is stopped before the context is; keys are read now."""
+    def protect(self, context: Any, socket: Any) -> Callable[[], None]:
+        """Before the socket binds; keys are read now. What it gives is called before the context ends."""
         if not self._allow and not self._secret:
-            return None
+            return lambda: None
         authenticator = ThreadAuthenticator(context)
         authenticator.start()
         if self._allow:
@@ -59,7 +59,7 @@ class Guard:
             authenticator.configure_curve(domain=DOMAIN, location=self._clients)
             socket.curve_publickey, socket.curve_secretkey = self._public, self._secret
             socket.curve_server = True
-        return authenticator
+        return authenticator.stop
 
 
 NOBODY_IS_REFUSED = Guard()

@@ -93,7 +93,7 @@ class Outlet:
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.linger = int(LINGER * 1000)
         self._socket.sndhwm = queue
-        self._authenticator = guard.protect(self._context, self._socket)
+        self._unprotect = guard.protect(self._context, self._socket)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
             self._socket.bind("tcp://{}:{}".format(host, port or "*"))
@@ -161,8 +161,7 @@ class Outlet:
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close()
-        if self._authenticator is not None:
-            self._authenticator.stop()
+        self._unprotect()
         self._context.term()
 
     def _send(self, parts: Sequence[Any]) -> bool:

@@ -15,6 +15,7 @@ import zmq
 
 from tangods_detector.hw import pilatus_outlet as outlets
 from tangods_detector.hw.pilatus_run import LOOK, Options, Run, Series
+from tangods_detector.orders import Refused
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +25,6 @@ TAKEN_ORDERS = 10.0  # s
 NOTHING = {"phase": "idle", "message": "", "sent": 0, "waiting": 0, "lost": 0}
 
 T = TypeVar("T")
-
-
-class Refused(Exception):
-    """An order that cannot be carried out, and why."""
 
 
 class PilatusStream:

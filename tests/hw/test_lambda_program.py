@@ -1,6 +1,7 @@
 """The Lambda unit as a program: its orders, its controllers, its addresses, a kill in the middle."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,9 +14,12 @@ import hdf5plugin  # noqa: F401  the filters
 import pytest
 import zmq
 
-from tangods_detector.hw.lambda_client import LambdaUnit
-from tangods_detector.hw.lambda_control import main
-from tangods_receiver.errors import HardwareError
+from tangods_detector.hw.lambda_client import LambdaUnit, UnitOptions
+from tangods_detector.hw.lambda_control import UnitOrders, main
+from tangods_detector.hw.lambda_libxsp import LambdaLibxsp, LibxspOptions
+from tangods_detector.hw.lambda_units import LambdaOptions
+from tangods_receiver import security
+from tangods_receiver.errors import ConfigError, HardwareError
 from tests.contract import Listener
 from tests.hw.fake_lambda import LONG, SHAPE, arm, config, image, library, over, set_up, two_ports
 from tests.receiver.streaming import DATASET, running, wait_closed, wait_opened
@@ -97,6 +101,56 @@ def test_a_process_that_is_killed_and_started_again(path, tmp_path):
                 assert over(client, listener, 2, 1).phase == "done"
     assert {f.number for f in listener.frames(2)} == {*range(20)}
     assert not listener.ended(1)
+
+
+def test_only_holders_of_keys_give_orders_and_get_frames(path, tmp_path):
+    for name in ("unit", "known", "stranger"):
+        security.generate(name, tmp_path)
+    clients = tmp_path / "clients"
+    clients.mkdir()
+    shutil.copy(tmp_path / "known.key", clients)
+    keys = ["--curve-key", str(tmp_path / "unit.key_secret"), "--curve-clients", str(clients)]
+    known = {"curve_key": str(tmp_path / "known.key_secret")}
+    server = str(tmp_path / "unit.key")
+    with program(path, config(tmp_path, 1), *keys) as (_, said):
+        address = said.rpartition(" ")[2].strip()
+        stranger = security.Credentials(
+            security.key_pair(tmp_path / "stranger.key_secret"), security.public_key(server)
+        )
+        for credentials in (None, stranger):
+            with LambdaUnit(address, 0.3, credentials) as client:
+                with pytest.raises(HardwareError, match="does not answer within 0.3 s"):
+                    client.ping()
+        (client,) = LambdaOptions(units=(address,), timeout=LONG, curve_server_keys=(server,), **known).open()
+        with client, running(tmp_path, *client.endpoints(), curve_server_keys=[server], **known) as engine:
+            set_up(client, 20)
+            arm(client, 1, "a.h5", 20, modules=1)
+            client.start()
+            assert client.wait_over(LONG).phase == "done"
+            assert wait_closed(engine, 1).written == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"curve_key": "me.key_secret"}, "curve_key, curve_server_keys: both or none"),
+        ({"curve_server_keys": ("a.key",)}, "curve_key, curve_server_keys: both or none"),
+        ({"curve_key": "me.key_secret", "curve_server_keys": ("a.key",) * 3}, "3 files for 2 units; give one for all"),
+    ],
+)
+def test_keys_that_do_not_fit(options, words):
+    with pytest.raises(ConfigError, match=words):
+        LambdaOptions(units=("tcp://dcu1:9009", "tcp://dcu2:9009"), **options)
+
+
+def test_an_order_with_an_unknown_key_is_not_carried_out(path, tmp_path):
+    with LambdaUnit.here(LambdaLibxsp(LibxspOptions(str(path), config(tmp_path, 1))), UnitOptions(port=0)) as client:
+        set_up(client, 5)
+        orders = UnitOrders(client._unit)
+        request = {"command": "arm", "client": "a", "series": 1, "filename": "", "nframes": 5, "modules": 1}
+        refused = orders.answer({**request, "frames_per_start": 5, "nfarmes": 7})
+        assert refused == {"ok": False, "error": "arm: unknown key nfarmes"}
+        assert client.status().phase == "idle"
 
 
 def test_a_process_whose_detector_comes_later(path, tmp_path):

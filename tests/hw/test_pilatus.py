@@ -22,11 +22,12 @@ import zmq.utils.garbage
 from tangods_detector.hw import pilatus_camserver, pilatus_stream
 from tangods_detector.hw.base import Backend, Parameter, Phase
 from tangods_detector.hw.pilatus import Pilatus
-from tangods_detector.hw.pilatus_control import Control, Orders
+from tangods_detector.hw.pilatus_control import StreamOrders
 from tangods_detector.hw.pilatus_link import REMEMBERED, PilatusOptions
 from tangods_detector.hw.pilatus_run import Options as StreamOptions
 from tangods_detector.hw.pilatus_stream import PilatusStream
 from tangods_detector.options import parse_options
+from tangods_detector.orders import Control
 from tangods_detector.settings import Series, Settings, TriggerMode
 from tangods_detector.simulators.camserver import CamserverOptions, CamserverSimulator, Failures, commands
 from tangods_detector.simulators.camserver.commands import HANDLERS
@@ -94,7 +95,7 @@ class TestImagesReadByTheDetectorsComputer(PilatusContract):
     def backend(self, cam: CamserverSimulator) -> Iterator[Pilatus]:
         self.cam_now = cam
         with PilatusStream(StreamOptions(cam.folder, port=0)) as stream:
-            with Control(Orders(stream), "127.0.0.1", 0) as control:
+            with Control(StreamOrders(stream), "127.0.0.1", 0) as control:
                 with closing(connected(cam, streamer=control.endpoint)) as backend:
                     yield backend
 
@@ -635,7 +636,7 @@ def test_a_streamer_that_is_started_again_goes_on(ram_disk: Path) -> None:
         stream = PilatusStream(StreamOptions(cam.folder, port=0, file_wait=0.3))
         stream.start()
         port = int(stream.endpoint.rpartition(":")[2])
-        control = Control(Orders(stream), "127.0.0.1", 0)
+        control = Control(StreamOrders(stream), "127.0.0.1", 0)
         address = control.endpoint
         with control, closing(connected(cam, streamer=address)) as backend:
             with Listener(backend.endpoints()) as listener:
@@ -648,7 +649,7 @@ def test_a_streamer_that_is_started_again_goes_on(ram_disk: Path) -> None:
                     stream.close()
                 again = PilatusStream(StreamOptions(cam.folder, port=port, file_wait=0.3))
                 with again:
-                    control._orders = Orders(again)
+                    control._orders = StreamOrders(again)
                     wait_for("the end", lambda: backend.status().phase in (Phase.DONE, Phase.ERROR), 30)
                     status = backend.status()
                     assert status.phase is Phase.DONE and "the streamer was started again" in status.message
@@ -658,7 +659,7 @@ def test_a_streamer_that_is_started_again_goes_on(ram_disk: Path) -> None:
 
 def test_a_streamer_that_is_gone(cam: CamserverSimulator) -> None:
     with PilatusStream(StreamOptions(cam.folder, port=0)) as stream:
-        with Control(Orders(stream), "127.0.0.1", 0) as control:
+        with Control(StreamOrders(stream), "127.0.0.1", 0) as control:
             backend = connected(cam, streamer=control.endpoint, patience=1.0)
             listener = Listener(backend.endpoints())
             with listener:
@@ -677,7 +678,7 @@ def test_a_streamer_that_is_gone(cam: CamserverSimulator) -> None:
 
 def test_where_receivers_pull_from(cam: CamserverSimulator) -> None:
     with PilatusStream(StreamOptions(cam.folder, host="0.0.0.0", port=0)) as stream:
-        with Control(Orders(stream), "127.0.0.1", 0) as control:
+        with Control(StreamOrders(stream), "127.0.0.1", 0) as control:
             port = stream.endpoint.rpartition(":")[2]
             with closing(connected(cam, streamer=control.endpoint)) as backend:
                 assert backend.endpoints() == [f"tcp://127.0.0.1:{port}"]

@@ -19,9 +19,10 @@ import pytest
 import zmq
 
 from tangods_detector.hw.pilatus_client import PilatusStreamer
-from tangods_detector.hw.pilatus_control import Control, Orders
+from tangods_detector.hw.pilatus_control import StreamOrders
 from tangods_detector.hw.pilatus_run import Options
-from tangods_detector.hw.pilatus_stream import PilatusStream, Refused
+from tangods_detector.hw.pilatus_stream import PilatusStream
+from tangods_detector.orders import Control, Refused
 from tangods_receiver.errors import HardwareError
 from tests.hw.pilatus_files import PATTERN, SHAPE, image, write
 from tests.hw.test_pilatus_watcher_stream import Sink, collector, files, folder  # noqa: F401  fixtures
@@ -205,7 +206,7 @@ def test_a_program_that_cannot_begin_says_why(arguments, code, words):
 @pytest.fixture
 def orders(folder):  # noqa: F811
     with PilatusStream(Options(str(folder), port=0, arm_limit=0.2)) as stream:
-        yield Orders(stream, lease=0.3)
+        yield StreamOrders(stream, lease=0.3)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_one_controller_at_a_time(orders):
 
 def test_a_controller_that_vanishes_loses_control_and_the_series_goes_on(folder):  # noqa: F811
     with PilatusStream(Options(str(folder), port=0)) as stream, Sink(stream.endpoint) as sink:
-        orders = Orders(stream, lease=0.3)
+        orders = StreamOrders(stream, lease=0.3)
         assert orders.answer(ARM)["ok"]
         time.sleep(0.2)
         assert orders.answer({"command": "status", "client": "a"})["ok"]
@@ -278,7 +279,10 @@ def test_a_controller_that_vanishes_loses_control_and_the_series_goes_on(folder)
 
 
 def test_whoever_sends_anything_to_the_socket_harms_nobody(folder):  # noqa: F811
-    with PilatusStream(Options(str(folder), port=0)) as stream, Control(Orders(stream), "127.0.0.1", 0) as control:
+    with (
+        PilatusStream(Options(str(folder), port=0)) as stream,
+        Control(StreamOrders(stream), "127.0.0.1", 0) as control,
+    ):
         with zmq.Context() as context:
             for parts in ([b"{"], [b"\xff\xfe"], [b""], [b"[" * 100_000], [b'{"command":', b'"ping"}'], [b"NaN"]):
                 with context.socket(zmq.REQ) as socket:
@@ -319,7 +323,7 @@ def test_the_client_finds_a_streamer_that_came_back(folder):  # noqa: F811
     with PilatusStreamer(f"tcp://127.0.0.1:{port}", timeout=0.5) as streamer:
         with pytest.raises(HardwareError):
             streamer.status()
-        with PilatusStream(Options(str(folder), port=0)) as stream, Control(Orders(stream), "127.0.0.1", port):
+        with PilatusStream(Options(str(folder), port=0)) as stream, Control(StreamOrders(stream), "127.0.0.1", port):
             wait_for(lambda: phase(streamer) == "idle")
             streamer.stop()
             with pytest.raises(HardwareError, match="finish: no series is open"):
@@ -327,12 +331,15 @@ def test_the_client_finds_a_streamer_that_came_back(folder):  # noqa: F811
 
 
 def test_ports_that_are_taken(folder):  # noqa: F811
-    with PilatusStream(Options(str(folder), port=0)) as stream, Control(Orders(stream), "127.0.0.1", 0) as control:
+    with (
+        PilatusStream(Options(str(folder), port=0)) as stream,
+        Control(StreamOrders(stream), "127.0.0.1", 0) as control,
+    ):
         port = int(stream.endpoint.rpartition(":")[2])
         with pytest.raises(Refused, match="cannot bind the stream to .* in use"):
             PilatusStream(Options(str(folder), port=port)).start()
         with pytest.raises(Refused, match="cannot listen at .* in use"):
-            Control(Orders(stream), "127.0.0.1", int(control.endpoint.rpartition(":")[2]))
+            Control(StreamOrders(stream), "127.0.0.1", int(control.endpoint.rpartition(":")[2]))
         with pytest.raises(HardwareError, match="cannot bind the stream"):
             PilatusStreamer.here(Options(str(folder), port=port))
 
@@ -340,7 +347,7 @@ def test_ports_that_are_taken(folder):  # noqa: F811
 def test_by_default_everything_stays_on_this_machine():
     place = tempfile.mkdtemp()
     try:
-        with PilatusStream(Options(place, port=0)) as stream, Control(Orders(stream), "127.0.0.1", 0) as control:
+        with PilatusStream(Options(place, port=0)) as stream, Control(StreamOrders(stream), "127.0.0.1", 0) as control:
             assert stream.endpoint.startswith("tcp://127.0.0.1:") and control.endpoint.startswith("tcp://127.0.0.1:")
     finally:
         shutil.rmtree(place)
