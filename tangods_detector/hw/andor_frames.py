@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ class Numbers:
 
     Where frames follow each other at a known `period` (in ticks of the camera's clock; 0: they do not), the clock tells
     how many are missing between two. Else the library's overflow events do: a frame is lost when the camera has no
-    buffer, so after all those that were queued until then."""
+    buffer, so after all those that were queued until then, and in any case before one that was exposed later."""
 
     def __init__(self, period: float = 0.0, total: int | None = None) -> None:
         """`total` frames of the series; None: without end."""
@@ -91,18 +92,20 @@ class Numbers:
         self.dropped = 0  # frames that came and were not sent on
         self.damaged = 0  # frames that should have had ticks
         self.queued = 0  # buffers that the camera was given in this series
-        self._events: deque[int] = deque()
+        self._events: deque[tuple[int, float]] = deque()  # buffers queued then, when it was
         self.came = 0  # frames
         self._ticks: int | None = None
 
     def overflow(self) -> None:
         """The library says that a frame was lost, in any thread."""
-        self._events.append(self.queued)
+        self._events.append((self.queued, time.time()))
 
-    def take(self, ticks: int | None) -> int:
-        """The number of the frame that came."""
+    def take(self, ticks: int | None, exposed: float | None = None) -> int:
+        """The number of the frame that came; `exposed` when, in s since 1970, None: not known."""
         lost = 0
-        while self._events and self._events[0] <= self.came:
+        while self._events and (
+            self._events[0][0] <= self.came or (exposed is not None and self._events[0][1] < exposed)
+        ):
             self._events.popleft()
             lost += 1
         if self.period:

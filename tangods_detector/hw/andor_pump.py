@@ -280,7 +280,8 @@ class Pump(threading.Thread):
                 silence.broken()
                 slot = ring.slot(address)
                 ticks = ticks_of(ring.memory(slot, layout.nbytes)) if layout.hz else None
-                number = numbers.take(ticks)
+                exposed = clock.at(ticks)
+                number = numbers.take(ticks, exposed)
                 run.fired = 0.0
                 if not self._has_room:
                     self._take_back(run)
@@ -297,7 +298,7 @@ class Pump(threading.Thread):
                     codec=layout.codec,
                     nbytes=layout.image_bytes,
                     stride=layout.stride,
-                    timestamp=clock.at(ticks),
+                    timestamp=exposed,
                     extra=b'"camera_ticks":%d' % ticks if ticks is not None else b"",
                     limit=BACK_PRESSURE_LIMIT,
                 ):
@@ -306,6 +307,12 @@ class Pump(threading.Thread):
                     run.frames += 1
             elif code == OVERFLOW:
                 run.overflows += 1
+                if total is not None and not numbers.period:
+                    raise HardwareError(
+                        f"the camera's own memory was full (AT_ERR_HARDWARE_OVERFLOW) after {run.frames} frames, and "
+                        "nothing tells which ones it lost: those that came are at their places, "
+                        "later ones could not be put at theirs; use a lower rate, or a faster link"
+                    )
             elif code not in (TIMEDOUT, NODATA):
                 raise SdkError(code, f"AT_WaitBuffer after {run.frames} frames")
             elif silence.is_the_end(code):

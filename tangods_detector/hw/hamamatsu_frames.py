@@ -24,15 +24,23 @@ class Numbers:
     """Tell it each frame that came; it says the frame's number in the series, and which are lost.
 
     A loss shows as a jump: of the frame stamp, of the camera's own stamp, or of the place in the capture where the
-    buffers were written over before they were sent."""
+    buffers were written over before they were sent. Where a camera has no stamps, what the library told counts: one
+    frame each time."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Numbers | None = None) -> None:
+        """`before`: of the capture before, with the same camera; its stamps may go on."""
         self.next = 0  # number that the next frame has if nothing is lost
-        self.told = 0  # losses that the library told of, since the last frame
+        self.told = 0  # losses that the library told of, since the last frame; each may be of several frames
         self.unseen = 0  # losses that were told, and that no count shows
         self.lost: list[tuple[int, int]] = []  # first, last
         self.overwritten = 0  # of them: for want of buffers
         self._last: Step | None = None
+        self._goes_on = before is not None and before._goes_on  # else stamps begin at 0 in each capture
+        self._behind = before._next_stamp if before is not None else 0
+
+    @property
+    def _next_stamp(self) -> int:
+        return self._last.frame_stamp + 1 if self._last is not None else self._behind
 
     @property
     def count_lost(self) -> int:
@@ -42,16 +50,19 @@ class Numbers:
         """What a frame is; nothing changes. `place` counts in the capture, from 0, and grows from frame to frame."""
         if self._last is None:
             over = place
-            gap = max(over, frame_stamp if 0 < frame_stamp <= place + self.told else 0)
+            skipped = frame_stamp - (self._behind if self._goes_on else 0)
+            gap = max(over, skipped if self.told and 0 <= skipped < NONSENSE else 0)
         else:
             over = place - self._last.place - 1
-            gap = max(over, _jump(self._last.frame_stamp, frame_stamp))
-            if camera_stamp is not None and self._last.camera_stamp is not None:
-                gap = max(gap, _jump(self._last.camera_stamp, camera_stamp))
+            jumps = [_jump(self._last.frame_stamp, frame_stamp), _jump(self._last.camera_stamp, camera_stamp)]
+            counted = [jump for jump in jumps if jump is not None]
+            gap = max(over, *counted) if counted else over + self.told
         return Step(self.next + gap, gap, over, place, frame_stamp, camera_stamp)
 
     def take(self, step: Step) -> None:
         """It was such a frame."""
+        if self._last is None and not self.told:
+            self._goes_on = step.frame_stamp - step.place == self._behind > 0
         self._last = step
         self.unseen += max(0, self.told - (step.gap - step.over))
         self.told = 0
@@ -85,15 +96,15 @@ class Numbers:
         return "; ".join(words)
 
 
-def _jump(before: int, now: int) -> int:
-    """Numbers left out between two stamps; -1 is a stamp that is none."""
-    if -1 in (before, now) or now == before:
-        return 0
+def _jump(before: int | None, now: int | None) -> int | None:
+    """Numbers left out between two stamps; None: these are none that count (-1, or always the same)."""
+    if before is None or now is None or -1 in (before, now) or now == before:
+        return None
     for wrap in (0, *WRAPS):
         gap = now + wrap - before - 1
         if 0 <= gap < NONSENSE:
             return gap
-    return 0
+    return None
 
 
 def text_of(ranges: list[tuple[int, int]]) -> str:

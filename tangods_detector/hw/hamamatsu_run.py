@@ -164,7 +164,7 @@ class Run(threading.Thread):
     def _series(self, plan: Plan, camera: Camera, started: Future[None]) -> None:
         streamer = self._streamer
         assert streamer is not None
-        self.numbers, self._message, self._frames, self._blocked = Numbers(), "", 0, False
+        self.numbers, self._message, self._frames, self._blocked = Numbers(self.numbers), "", 0, False
         self._fired = self._to_fire = self.waiting = 0
         settings = plan.series.settings
         external = settings.trigger_mode not in (TriggerMode.INTERNAL, TriggerMode.SOFTWARE)
@@ -270,6 +270,7 @@ class Run(threading.Thread):
             heard = heard or code == NO_ERROR or (code == Code.TIMEOUT and place < count)
             if code in LOST:
                 numbers.told, told_at = numbers.told + 1, time.monotonic()
+                self._next_of_burst(plan, camera)
             elif code not in (NO_ERROR, Code.TIMEOUT, Code.ABORT) and not self._abort.is_set():
                 raise DcamError("dcamwait_start", code)
             elif numbers.told and self._no_more_come(plan, told_at):

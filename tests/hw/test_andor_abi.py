@@ -7,6 +7,7 @@ import os
 import shlex
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,16 @@ def test_overflow_events_tell_after_which_buffer() -> None:
     endless.overflow()
     endless.finish()
     assert endless.losses.count == 1
+
+
+def test_a_frame_exposed_after_an_overflow_event_comes_after_the_lost_one() -> None:
+    """The event came late: buffers had been queued meanwhile."""
+    numbers, now = Numbers(0, 20), time.time()
+    numbers.queued = 3
+    assert [numbers.take(None, now - 1) for _ in range(2)] == [0, 1]
+    numbers.queued = 5
+    numbers.overflow()
+    assert [numbers.take(None, at) for at in (now - 0.5, now + 60, now + 61)] == [2, 4, 5]
 
 
 def test_no_number_is_beyond_the_series() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -348,6 +349,24 @@ def test_the_cameras_own_memory_was_full(backend: Andor, fake: Fake, listener: L
     wait_for("the rest", lambda: len(listener.frames(1)) == 300 - lost)
     numbers = [f.number for f in listener.frames(1)]
     assert numbers == tags(listener.frames(1)) and numbers[-1] == 299
+
+
+@pytest.mark.parametrize("mode", [TriggerMode.EXTERNAL_MULTI, TriggerMode.EXTERNAL_GATE])
+def test_a_loss_among_triggered_frames_that_nothing_locates_ends_the_series(
+    backend: Andor, fake: Fake, listener: Listener, mode: TriggerMode
+) -> None:
+    armed(backend, trigger_mode=mode, n_triggers=300, n_frames_per_trigger=1)
+    backend.start()
+    fake.tell("edge 10")
+    wait_for("frames", lambda: backend.status().frames == 10)
+    fake.tell("lose 5", "edge 290")
+    assert re.search("AT_ERR_HARDWARE_OVERFLOW.* after 1?[0-9] frames, and nothing tells which ones", done(backend))
+    assert backend.status().phase is Phase.ERROR
+    backend.stop()
+    sent = backend.status().frames
+    wait_for("what was sent", lambda: len(listener.frames(1)) == sent)
+    assert [f.number for f in listener.frames(1)] == tags(listener.frames(1)) == list(range(sent))
+    good_series(backend, fake, listener)
 
 
 def test_the_last_frames_are_lost(backend: Andor, fake: Fake, listener: Listener) -> None:

@@ -205,6 +205,39 @@ def test_the_last_frame_of_an_external_series_lost(fake: Fake, backend: Hamamats
     good(backend, listener)
 
 
+@pytest.mark.parametrize("untold", [0, 1])
+@pytest.mark.parametrize(
+    ("mode", "each"), [(TriggerMode.EXTERNAL_MULTI, 1), (TriggerMode.EXTERNAL_MULTI, 4), (TriggerMode.EXTERNAL_GATE, 1)]
+)
+def test_what_is_lost_among_triggered_frames_moves_no_other(
+    fake: Fake, backend: Hamamatsu, listener: Listener, mode: TriggerMode, each: int, untold: int
+) -> None:
+    lost = {5, 6, 7, 12, 17}
+    fake.set(untold=untold)
+    fake.tell(f"lose {' '.join(map(str, sorted(lost)))}")
+    begin(backend, trigger_mode=mode, n_triggers=20 // each, n_frames_per_trigger=each)
+    fake.tell("edge 20 0.02 0.002" if mode is TriggerMode.EXTERNAL_GATE else f"edge {20 // each}")
+    end(backend)
+    assert numbers(listener) == [n for n in range(20) if n not in lost]
+    status = backend.status()
+    assert "lost frames: 5-7, 12, 17 (5 between" in status.message and status.triggers == 20 // each
+    backend.stop()
+    good(backend, listener)
+
+
+@pytest.mark.parametrize("lost", ["0", "1", "5"])
+def test_a_loss_in_a_burst_of_software_triggers_does_not_end_it(
+    fake: Fake, backend: Hamamatsu, listener: Listener, lost: str
+) -> None:
+    fake.tell(f"lose {lost}")
+    begin(backend, trigger_mode=TriggerMode.SOFTWARE, n_triggers=2, n_frames_per_trigger=3)
+    for n in (3, 6):
+        backend.trigger()
+        wait_for("its frames, or losses", lambda n=n: backend.numbers.next + backend.numbers.told == n)
+    end(backend)
+    assert numbers(listener) == [n for n in range(6) if n != int(lost)]
+
+
 def test_a_lost_software_trigger_does_not_refuse_the_next(fake: Fake, backend: Hamamatsu, listener: Listener) -> None:
     fake.tell("lose 1")
     begin(backend, trigger_mode=TriggerMode.SOFTWARE, n_triggers=3, n_frames_per_trigger=1)

@@ -59,6 +59,9 @@ def test_the_first_frames_can_be_lost() -> None:
     numbers.told = 2
     assert take(numbers, 0, 2) == 2
     assert numbers.describe(10) == "lost frames: 0-1 (2 between camera and computer)"
+    numbers = Numbers()
+    numbers.told = 1
+    assert take(numbers, 0, 2) == 2, "two losses may be told at once"
     assert take(Numbers(), 0, 1) == 0, "a counter that begins at 1"
     assert take(Numbers(), 3, 3) == 3
 
@@ -69,6 +72,29 @@ def test_losses_that_no_stamp_shows_are_told() -> None:
     numbers.told = 1
     assert take(numbers, 1, 1) == 1
     assert numbers.describe(10) == "the library told of 1 lost frames that no frame stamp shows"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_stamps_of_the_next_capture_begin_anew_or_go_on(goes_on: bool) -> None:
+    numbers = Numbers()
+    for capture in range(3):
+        begin = 3 * capture * goes_on
+        assert [take(numbers, place, begin + place) for place in range(3)] == [0, 1, 2]
+        numbers = Numbers(numbers)
+    numbers.told = 1
+    assert take(numbers, 0, 9 * goes_on + 2) == 2
+
+
+def test_without_any_stamp_a_told_loss_is_one_frame() -> None:
+    for stamp in (-1, 7):
+        numbers = Numbers()
+        assert take(numbers, 0, stamp) == 0
+        numbers.told = 2
+        assert take(numbers, 2, stamp) == 4, "one was written over, two lost"
+        assert take(numbers, 3, stamp) == 5
+        assert (
+            numbers.describe(6) == "lost frames: 1-3 (1 because the buffers were full, 2 between camera and computer)"
+        )
 
 
 def test_losses_at_the_end() -> None:
