@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from tangods_receiver.errors import ConfigError
-
-NUMBERS = ("full_at", "disconnect_at")
+from tangods_detector.simulators.wishes import Wishes
 
 
 @dataclass
-class Failures:
+class Failures(Wishes):
     """Image numbers count from 0 over the series. Texts are parts of a command or reply: `setenergy`, `7 OK`."""
+
+    HOW: ClassVar[tuple[str, ...]] = ("hang_seconds", "late_seconds")
 
     # the connection
     split: int = 0  # so many replies come byte by byte
@@ -45,58 +43,3 @@ class Failures:
     late_seconds: float = 1.0
     reorder: list[int] = field(default_factory=list)  # renamed after the image that follows it
     wide: list[int] = field(default_factory=list)  # pixels of 32 bits whose differences need 32 and 64 bits
-
-    def take(self, name: str) -> Any:
-        """The value, which is used up; its neutral value when it is not wished."""
-        value = getattr(self, name)
-        setattr(self, name, _neutral(name))
-        return value
-
-    def take_one(self, name: str) -> bool:
-        """One of so many?"""
-        left = getattr(self, name)
-        setattr(self, name, max(0, left - 1))
-        return left > 0
-
-    def take_text(self, name: str, text: str) -> bool:
-        """Is this command or reply meant? Then it is used up."""
-        wanted = getattr(self, name)
-        if not wanted or wanted not in text:
-            return False
-        setattr(self, name, "")
-        return True
-
-    def take_image(self, name: str, number: int) -> bool:
-        """Is this image meant? Then it is used up."""
-        wanted = getattr(self, name)
-        if wanted is None or number != wanted and (type(wanted) is int or number not in wanted):
-            return False
-        if type(wanted) is int:
-            setattr(self, name, None)
-        else:
-            wanted.remove(number)
-        return True
-
-    def pending(self) -> dict[str, Any]:
-        """What is not used up."""
-        wished = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.endswith("_seconds")}
-        return {name: value for name, value in wished.items() if value != _neutral(name)}
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Failures:
-        """ConfigError: a name or type is wrong."""
-        made = cls()
-        for name, value in told.items():
-            if name not in {f.name for f in fields(cls)}:
-                raise ConfigError(f"failures: {name!r} is not known")
-            usual = _neutral(name)
-            wanted = (int,) if name in NUMBERS else (int, float) if type(usual) is float else (type(usual),)
-            if type(value) not in wanted or (type(value) is list and not all(type(n) is int for n in value)):
-                raise ConfigError(f"failures: {name} cannot be {value!r}")
-            setattr(made, name, value)
-        return made
-
-
-def _neutral(name: str) -> Any:
-    found = next(f for f in dataclasses.fields(Failures) if f.name == name)
-    return found.default if found.default_factory is dataclasses.MISSING else found.default_factory()

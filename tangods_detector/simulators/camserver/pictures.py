@@ -17,6 +17,7 @@ import numpy as np
 
 from tangods_detector.simulators.camserver import byteoffset, models
 from tangods_detector.simulators.camserver.models import Model
+from tangods_detector.simulators.scenes import rings, spot
 from tangods_receiver import cbf
 from tangods_receiver.errors import ConfigError, StreamError
 
@@ -118,41 +119,18 @@ class Pictures:
 @lru_cache(maxsize=2 * CYCLE)
 def synthetic(model: Model, i: int, count: int) -> Array:
     """Counts of the whole detector, int32: picture `i` of `count`. Rings, spots, a beam that walks, full pixels."""
-    rate = _rings(model)
+    rate = rings(*model.shape)
     height, width = rate.shape
     rng = np.random.default_rng((width, i))
     image = np.floor(rate + np.resize(rng.random(LOOSE, np.float32), rate.size).reshape(rate.shape)).astype(np.int32)
     angle = 2 * np.pi * i / count
-    _spot(image, height * (0.5 + 0.05 * np.sin(angle)), width * (0.5 + 0.05 * np.cos(angle)), 3.0, 900)
+    spot(image, height * (0.5 + 0.05 * np.sin(angle)), width * (0.5 + 0.05 * np.cos(angle)), 3.0, 900)
     for _ in range(40):
-        _spot(image, rng.uniform(0, height), rng.uniform(0, width), 1.2, rng.uniform(30, 40_000))
+        spot(image, rng.uniform(0, height), rng.uniform(0, width), 1.2, rng.uniform(30, 40_000))
     y, x = rng.integers(0, height - 2), rng.integers(0, width - 2)
     image[y : y + 2, x : x + 2] = COUNTER
     image.setflags(write=False)
     return image
-
-
-@lru_cache(maxsize=2)
-def _rings(model: Model) -> Array:
-    """Counts to expect: float32."""
-    height, width = model.shape
-    y, x = np.ogrid[:height, :width]
-    radius = np.hypot(y - height / 2, x - width / 2).astype(np.float32) / min(height, width)
-    r = np.linspace(0, 6, 4096, dtype=np.float32)
-    profile = np.full(r.size, 0.05, np.float32)
-    for ring, strength in ((0.12, 3.0), (0.2, 2.0), (0.27, 1.2), (0.34, 0.8), (0.41, 0.5), (0.55, 0.3)):
-        profile += strength * np.exp(-(((r - ring) / 0.006) ** 2))
-    rings: Array = profile[np.minimum((radius * (r.size / 6)).astype(np.intp), r.size - 1)]
-    return rings
-
-
-def _spot(image: Array, row: float, column: float, sigma: float, height: float) -> None:
-    """Adds a round spot of whole numbers, in place."""
-    reach = int(4 * sigma) + 1
-    top, left = max(0, int(row) - reach), max(0, int(column) - reach)
-    part = image[top : int(row) + reach + 1, left : int(column) + reach + 1]
-    y, x = np.ogrid[top : top + part.shape[0], left : left + part.shape[1]]
-    part += np.rint(height * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * sigma**2))).astype(np.int32)
 
 
 # --- recorded --------------------------------------------------------------------------------------------------------

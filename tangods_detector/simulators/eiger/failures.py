@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from tangods_receiver.errors import ConfigError
-
-TIMES = ("hang_seconds", "drop_after", "late_seconds")  # say how, not what
+from tangods_detector.simulators.wishes import Wishes
 
 
 @dataclass
-class Failures:
+class Failures(Wishes):
     """Image numbers count from 0 over the series. Paths are parts of a URL, such as `config/count_time`."""
+
+    HOW: ClassVar[tuple[str, ...]] = ("hang_seconds", "drop_after", "late_seconds")
 
     # HTTP
     refuse: str = ""  # the next PUT whose path contains it is answered with 400
@@ -44,54 +42,12 @@ class Failures:
     late_seconds: float = 0.1
     bit_depth: int = 0  # of the next series: 8, 16 or 32
 
-    def take(self, name: str) -> Any:
-        """The value, which is used up; its neutral value when it is not wished."""
-        value = getattr(self, name)
-        setattr(self, name, _neutral(name))
-        return value
-
-    def take_path(self, name: str, path: str) -> bool:
-        """Is this request meant? Then it is used up."""
-        wanted = getattr(self, name)
-        if not wanted or wanted not in path:
-            return False
-        setattr(self, name, "")
-        return True
-
-    def take_image(self, name: str, number: int) -> bool:
-        """Is this image meant? Then it is used up."""
-        numbers = getattr(self, name)
-        if number not in numbers:
-            return False
-        numbers.remove(number)
-        return True
-
     def of_images(self) -> bool:
         """Is there anything to look at for each image?"""
         return bool(
             self.lose or self.duplicate or self.reorder or self.corrupt or self.wrong_size or self.missing_part
             or self.full_queue or self.restart_at is not None or self.error_at is not None
         )  # fmt: skip
-
-    def pending(self) -> dict[str, Any]:
-        """What is not used up."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TIMES}
-        return {name: value for name, value in values.items() if value != _neutral(name)}
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Failures:
-        """ConfigError: a name or type is wrong."""
-        made = cls()
-        for name, value in told.items():
-            if name not in {f.name for f in fields(cls)}:
-                raise ConfigError(f"failures: {name!r} is not known")
-            usual = _neutral(name)
-            number = name in ("error_at", "restart_at")
-            wanted = (int,) if number else (int, float) if type(usual) is float else (type(usual),)
-            if type(value) not in wanted or (type(value) is list and not all(type(n) is int for n in value)):
-                raise ConfigError(f"failures: {name} cannot be {value!r}")
-            setattr(made, name, value)
-        return made
 
 
 class Luck:
@@ -103,8 +59,3 @@ class Luck:
 
     def note(self, what: str) -> None:
         self.happened.append(what)
-
-
-def _neutral(name: str) -> Any:
-    found = next(f for f in dataclasses.fields(Failures) if f.name == name)
-    return found.default if found.default_factory is dataclasses.MISSING else found.default_factory()

@@ -14,6 +14,7 @@ import numpy as np
 
 from tangods_detector.simulators.eiger.models import Model
 from tangods_detector.simulators.eiger.parameters import Setup
+from tangods_detector.simulators.scenes import rings, spot
 from tangods_receiver import codecs, lz4block
 from tangods_receiver.errors import ConfigError
 from tangods_receiver.protocol import Frame, dectris1, recording
@@ -106,40 +107,17 @@ def encode(array: Array, compression: str, raw_lz4: bool = False) -> bytes:
 @lru_cache(maxsize=2 * CYCLE)
 def synthetic(model: Model, i: int, count: int) -> Array:
     """Counts of the whole sensor, uint32: picture `i` of `count`. Small ones are Poisson, large ones nearly."""
-    rate = _rings(model)
+    rate = rings(model.height, model.width)
     rng = np.random.default_rng((model.width, i))
     loose = rng.random(LOOSE, np.float32)
     noise = np.resize(loose, rate.size).reshape(rate.shape)
     image = np.floor(rate + noise).astype(np.uint32)
     angle = 2 * np.pi * i / count
-    _spot(image, model.height * (0.5 + 0.05 * np.sin(angle)), model.width * (0.5 + 0.05 * np.cos(angle)), 4.0, 150)
+    spot(image, model.height * (0.5 + 0.05 * np.sin(angle)), model.width * (0.5 + 0.05 * np.cos(angle)), 4.0, 150)
     for _ in range(40):
-        _spot(image, rng.uniform(0, model.height), rng.uniform(0, model.width), 1.2, rng.uniform(30, 400))
+        spot(image, rng.uniform(0, model.height), rng.uniform(0, model.width), 1.2, rng.uniform(30, 400))
     image.setflags(write=False)
     return image
-
-
-@lru_cache(maxsize=2)
-def _rings(model: Model) -> Array:
-    """Counts to expect: float32."""
-    y, x = np.ogrid[: model.height, : model.width]
-    size = min(model.height, model.width)
-    radius = np.hypot(y - model.height / 2, x - model.width / 2).astype(np.float32) / size
-    r = np.linspace(0, 3, 4096, dtype=np.float32)
-    profile = np.full(r.size, 0.05, np.float32)
-    for ring, strength in ((0.12, 3.0), (0.2, 2.0), (0.27, 1.2), (0.34, 0.8), (0.41, 0.5), (0.55, 0.3)):
-        profile += strength * np.exp(-(((r - ring) / 0.006) ** 2))
-    rings: Array = profile[np.minimum((radius * (r.size / 3)).astype(np.intp), r.size - 1)]
-    return rings
-
-
-def _spot(image: Array, row: float, column: float, sigma: float, height: float) -> None:
-    """Adds a round spot of whole numbers, in place."""
-    reach = int(4 * sigma) + 1
-    top, left = max(0, int(row) - reach), max(0, int(column) - reach)
-    part = image[top : int(row) + reach + 1, left : int(column) + reach + 1]
-    y, x = np.ogrid[top : top + part.shape[0], left : left + part.shape[1]]
-    part += np.rint(height * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * sigma**2))).astype(np.uint32)
 
 
 # --- recorded --------------------------------------------------------------------------------------------------------

@@ -61,18 +61,18 @@ class App:
         unit, path = self._unit, request.url.path
         failures = unit.failures
         body = await request.body()
-        if failures.take_path("hang", path):
+        if failures.take_text("hang", path):
             unit.luck.note(f"hang {path}")
             await asyncio.sleep(failures.hang_seconds)
             return None
-        if failures.take_path("server_error", path):
+        if failures.take_text("server_error", path):
             unit.luck.note(f"server_error {path}")
             return text(500, f"Internal server error: {path}")
-        if request.method == "PUT" and failures.take_path("refuse", path):
+        if request.method == "PUT" and failures.take_text("refuse", path):
             unit.luck.note(f"refuse {path}")
             return text(400, f"Value refused: {path}")
         limit = unit.options.web_limit
-        drop = failures.take_path("drop_connection", path)
+        drop = failures.take_text("drop_connection", path)
         if drop:
             unit.luck.note(f"drop_connection {path}")
             limit = failures.drop_after

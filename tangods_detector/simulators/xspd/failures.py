@@ -3,20 +3,18 @@ called again."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from tangods_receiver.errors import ConfigError
-
-HOW = ("hang_seconds", "jitter_seed", "drop_at", "share_seed")  # say how, not what
+from tangods_detector.simulators.wishes import Wishes
 
 
 @dataclass
-class Failures:
+class Failures(Wishes):
     """Image numbers count from 0 in each acquisition, modules from 1 over the layout (in JSON the keys of an object are
     texts). Paths are parts of a request such as `lambda/shutter_time` or `path=start`."""
+
+    HOW: ClassVar[tuple[str, ...]] = ("hang_seconds", "jitter_seed", "drop_at", "share_seed")
 
     # REST
     refuse: str = ""  # the next PUT whose path contains it is answered with 400
@@ -47,50 +45,3 @@ class Failures:
     drop_at: int = 5
     silent: dict[int, int] = field(default_factory=dict)  # a module that sends nothing from this image on
     counter_at: int = 0  # the 24-bit counter of the next acquisition begins here instead of at 1
-
-    def take(self, name: str) -> Any:
-        """The value, which is used up; its neutral value when it is not wished."""
-        value = getattr(self, name)
-        setattr(self, name, _neutral(name))
-        return value
-
-    def take_path(self, name: str, path: str) -> bool:
-        """Is this request meant? Then it is used up."""
-        wanted = getattr(self, name)
-        if not wanted or wanted not in path:
-            return False
-        setattr(self, name, "")
-        return True
-
-    def pending(self) -> dict[str, Any]:
-        """What is not used up."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in HOW}
-        return {name: value for name, value in values.items() if value != _neutral(name)}
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Failures:
-        """ConfigError: a name or type is wrong."""
-        made = cls()
-        for name, value in told.items():
-            if name not in {f.name for f in fields(cls)}:
-                raise ConfigError(f"failures: {name!r} is not known")
-            try:
-                setattr(made, name, _checked(value, type(_neutral(name)) if name != "restart_at" else int))
-            except (TypeError, ValueError):
-                raise ConfigError(f"failures: {name} cannot be {value!r}") from None
-        return made
-
-
-def _checked(value: Any, kind: type) -> Any:
-    if kind is dict and type(value) is dict:
-        return {int(module): told for module, told in value.items()}
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise TypeError
-    return value
-
-
-def _neutral(name: str) -> Any:
-    found = next(f for f in dataclasses.fields(Failures) if f.name == name)
-    return found.default if found.default_factory is dataclasses.MISSING else found.default_factory()

@@ -48,14 +48,14 @@ class App:
         """None: the connection is to be dropped."""
         unit, failures = self._unit, self._unit.failures
         path = request.url.path + (f"?{unquote(request.url.query)}" if request.url.query else "")
-        if failures.take_path("hang", path):
+        if failures.take_text("hang", path):
             unit.happened.append(f"hang {path}")
             await asyncio.sleep(failures.hang_seconds)
             return None
-        if failures.take_path("server_error", path) or (failures.server_errors and failures.server_errors in path):
+        if failures.take_text("server_error", path) or (failures.server_errors and failures.server_errors in path):
             unit.happened.append(f"server_error {path}")
             return problem(500, f"internal error: {path}")
-        if request.method == "PUT" and failures.take_path("refuse", path):
+        if request.method == "PUT" and failures.take_text("refuse", path):
             unit.happened.append(f"refuse {path}")
             return problem(400, f"command not accepted: {path}")
         return await run_in_threadpool(self._serve, request)
