@@ -29,7 +29,6 @@ class AcquirePanel(Qt.QWidget):
         super().__init__(parent)
         self._source = source
         self._free: float | None = None
-        self._asked = ""
         self.exposure = time_field(source, "ExposureTime", self)
         self.period = time_field(source, "FrameTime", self)
         self.mode = ChoiceField(source, "TriggerMode", self, "TriggerModes")
@@ -57,7 +56,8 @@ class AcquirePanel(Qt.QWidget):
         self._sure.setSingleShot(True)
         self._sure.setInterval(SURE)
         self._sure.timeout.connect(self._unsure)
-        self.file.typed.connect(lambda _: self._ask.start())
+        for signal in (self.file.typed, self.file.taken_back):
+            signal.connect(self._other_name)
         self.file.line.setPlaceholderText("no file: live view only")
         source.changed.connect(self._changed)
         source.connection_changed.connect(self._refresh)
@@ -159,7 +159,7 @@ class AcquirePanel(Qt.QWidget):
         if names & {"DestinationFilename", "FrameShape", "nTriggers", "nFramesPerTrigger", "LastFilename"}:
             self._ask.start()
         if "DestinationFilename" in names:
-            self._warn("")  # was about another name
+            self._other_name()
         if "LastFilename" in names and self._source.state in control.BUSY:
             self._warn("")  # it exists now, because we write it
         if names - {"nFramesReceived", "nFramesWritten", "Progress", "MeasuredRate"}:
@@ -191,10 +191,19 @@ class AcquirePanel(Qt.QWidget):
         self.coming.say(text if room else f"▲ {text}: not enough room")
         theme.set_property(self.coming, "ink", None if room else "bad")
 
+    @property
+    def _name(self) -> str:
+        """Of the file of the next series, as far as it is typed."""
+        return self.file.line.text().strip() if self.file.edited else str(self._source.get("DestinationFilename", ""))
+
+    def _other_name(self, *_: Any) -> None:
+        """What was said of the last one is not of this."""
+        self._warn("")
+        self._ask.start()
+
     def _ask_receiver(self) -> None:
         """Whether the file can be written, and what room there is."""
-        name = self.file.line.text().strip() if self.file.edited else str(self._source.get("DestinationFilename", ""))
-        self._asked = name
+        name = self._name
         if not name or self._source.state in (None, *control.BUSY):
             self._warn("")
             return
@@ -207,7 +216,9 @@ class AcquirePanel(Qt.QWidget):
 
     def _answered(self, answer: Answer) -> None:
         order = answer.order
-        if order.kind == "check" and not answer.error and order.value[0] == self._asked:
+        if order.kind == "check":
+            if answer.error or order.value[0] != self._name or self._source.state in control.BUSY:
+                return  # too late: of a name that was given up, or of the file that is being written
             sentence, self._free = answer.value
             if ": exists;" not in sentence:
                 self._warn(sentence)

@@ -118,6 +118,7 @@ class TextField(Field):
     """`read`: text -> value for the device, ValueError in words; `write`: value -> text."""
 
     typed = Qt.pyqtSignal(str)
+    taken_back = Qt.pyqtSignal()
 
     def __init__(
         self,
@@ -147,6 +148,7 @@ class TextField(Field):
         self.complain("")
         if self.name in self.source.readings:
             self._show(self.source.readings[self.name])
+        self.taken_back.emit()
 
     def finish(self) -> None:
         if not self.edited:

@@ -10,6 +10,7 @@ from silx.gui.widgets.FlowLayout import FlowLayout
 from taurus.external.qt import Qt
 
 from taurus_gui import control, levels, pictures, theme, tools, words
+from taurus_gui.elided import Elided
 from taurus_gui.geometrypane import GeometryPane
 from taurus_gui.overlays import Beam
 from taurus_gui.pictures import Look, Picture
@@ -118,11 +119,12 @@ class LivePanel(Qt.QWidget):
         theme.set_property(self.nothing, "dim", True)
         self.cursor_text = Qt.QLabel()
         self.cursor_text.setAccessibleName("Pixel under the cursor")
-        self.about = Qt.QLabel()
+        self.about = Elided()
         theme.set_property(self.about, "dim", True)
         below = Qt.QHBoxLayout()
-        for label in (self.cursor_text, self.about):  # they do not make the panel wider
-            label.setSizePolicy(Qt.QSizePolicy.Ignored, Qt.QSizePolicy.Preferred)
+        self.cursor_text.setTextFormat(Qt.Qt.RichText)
+        self.cursor_text.setSizePolicy(Qt.QSizePolicy.Ignored, Qt.QSizePolicy.Fixed)
+        self.cursor_text.setFixedHeight(self.cursor_text.fontMetrics().lineSpacing() + 2)
         self.about.setAlignment(Qt.Qt.AlignRight)
         below.addWidget(self.cursor_text, 6)
         for mark, text in ((levels.MASKED, "masked"), (levels.SATURATED, "saturated")):
@@ -230,7 +232,7 @@ class LivePanel(Qt.QWidget):
         self.badge.adjustSize()
         rate = self.shown_rate if seconds < TOLD else 0.0
         made = "full" if picture.factor == 1 else f"1/{picture.factor}"
-        self.about.setText(f"{picture.full[0]} × {picture.full[1]} {picture.source} · {made} · {words.rate(rate)}")
+        self.about.say(f"{picture.full[0]} × {picture.full[1]} {picture.source} · {made} · {words.rate(rate)}")
 
     def _wish(self) -> None:
         kind = list(pictures.KINDS)[self.kind.currentIndex()]

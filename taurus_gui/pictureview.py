@@ -14,6 +14,8 @@ from taurus_gui.pictures import Picture
 SETTLE = 60  # ms without a move before other pixels are asked for
 CLOSEST = 4.0  # pixels of the detector that fill the window at least
 
+pg.setConfigOptions(mouseRateLimit=0)  # else moves that follow one another fast are lost: where the mouse stopped, too
+
 
 class PictureView(pg.PlotWidget):
     """`wanted` is emitted when other pixels are needed; `pointed` with row and column under the cursor, or None."""

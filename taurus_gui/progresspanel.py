@@ -54,6 +54,7 @@ class ProgressPanel(Qt.QWidget):
             title = Qt.QLabel(text)
             theme.set_property(title, "dim", True)
             value = Qt.QLabel("–")
+            value.setSizePolicy(Qt.QSizePolicy.Ignored, Qt.QSizePolicy.Fixed)  # large numbers move nothing
             value.setAccessibleName(text)
             font = value.font()
             font.setPointSizeF(font.pointSizeF() * 1.15)

@@ -24,6 +24,7 @@ class RegionPane(Qt.QWidget):
         self._source, self._view = source, view
         self.regions: list[Region] = []
         self._lines: tuple[str, ...] = ()  # as the receiver has them
+        self._unanswered = 0  # orders
         self.plot = pg.PlotWidget()
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
@@ -65,6 +66,7 @@ class RegionPane(Qt.QWidget):
         delete.setContext(Qt.Qt.WidgetWithChildrenShortcut)
         delete.activated.connect(self.remove_selected)
         source.receiver_changed.connect(self._follow)
+        source.connection_changed.connect(self._forget_orders)
         source.rois_told.connect(lambda _: self._draw())
         source.status_told.connect(self._status)
         source.answered.connect(self._answered)
@@ -93,8 +95,9 @@ class RegionPane(Qt.QWidget):
             self._take(self._source.receiver.rois)
 
     def _take(self, lines: tuple[str, ...]) -> None:
-        """Regions as the receiver has them; one that is being moved is left alone."""
-        if lines == self._lines or any(region.held for region in self.regions):
+        """Regions as the receiver has them; one that is being moved is left alone, and what was told before the last
+        order was obeyed would move it back."""
+        if lines == self._lines or self._unanswered or any(region.held for region in self.regions):
             return
         self._lines = lines
         wanted = [line.split() for line in lines]
@@ -149,14 +152,23 @@ class RegionPane(Qt.QWidget):
 
     def _ask(self, lines: list[str]) -> None:
         self._complain("")
+        self._unanswered += 1
         self._source.set_rois(lines)
 
     def _answered(self, answer: Answer) -> None:
+        """The receiver was looked at after it had obeyed."""
         if answer.order.kind == "rois":
+            self._unanswered = max(0, self._unanswered - 1)
             self._complain(answer.error)
             if answer.error:  # back to what the receiver has
                 lines, self._lines = self._lines, ()
                 self._take(lines)
+            self._follow()
+
+    def _forget_orders(self) -> None:
+        """A device that went away answers no more."""
+        self._unanswered = 0
+        self._follow()
 
     def _complain(self, sentence: str) -> None:
         self.complaint.say(f"▲ {sentence}" if sentence else "")

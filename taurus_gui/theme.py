@@ -163,4 +163,5 @@ def restyle(widget: Qt.QWidget) -> None:
     """Look at the style sheet again; what was hidden until now has not all of it."""
     widget.style().unpolish(widget)
     widget.style().polish(widget)
+    Qt.QApplication.sendEvent(widget, Qt.QEvent(Qt.QEvent.StyleChange))  # a frame looks at its padding again
     widget.updateGeometry()

@@ -21,13 +21,14 @@ import pytest
 from PIL import Image
 
 from tangods_detector.localtango import LocalTango
+from taurus_gui.orders import Connection, ReceiverSide
+from tests.gui.bench import LIMIT, READINGS, Bench
 from tests.system.beamline import Beamline
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None)
 _servers: list[subprocess.Popen[bytes]] = []
 XVFB = shutil.which("Xvfb")
-LIMIT = 30_000  # ms that things may take on a busy machine
 #: `make screenshots` keeps the pictures here; else they go into the test's own folder.
 SCREENSHOTS = os.environ.get("SCREENSHOTS", "")
 
@@ -139,6 +140,27 @@ def open_window(qtbot: Any, settings: Path) -> Iterator[Callable[..., Any]]:
             window.deleteLater()
     qtbot.wait(50)
     gc.collect()
+
+
+@pytest.fixture
+def bench(qtbot: Any, settings: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A window before no server at all, with one image."""
+    from taurus_gui.tangolink import TangoLink
+    from taurus_gui.window import DetectorWindow
+
+    monkeypatch.setattr(TangoLink, "start", lambda link: None)
+    window = DetectorWindow(["tango://127.0.0.1:1/b1/det/1"])
+    window.show()
+    bench = Bench(qtbot, window)
+    bench.put("connection", Connection(True))
+    bench.put("receiver", ReceiverSide("b1/rec/1"))
+    bench.tell(**READINGS)
+    qtbot.waitUntil(lambda: bench.source.state == "ON", timeout=LIMIT)
+    bench.picture()
+    yield bench
+    window.close()
+    window.deleteLater()
+    qtbot.wait(50)
 
 
 class Desk:

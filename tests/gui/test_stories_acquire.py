@@ -129,9 +129,9 @@ def test_the_camera_reports_an_error_and_it_is_acknowledged(beamline, desk):
     desk.wait_state("FAULT")
     desk.until(lambda: desk.sentences())
     desk.picture("fault")
-    banner = desk.widget.bar._problems[0]
-    assert banner.remedy.isVisible() and "Reset" in banner.remedy.text()
-    desk.click(banner.remedy)
+    remedy = desk.widget.bar.remedy
+    desk.until(lambda: remedy.isVisible() and "Reset" in remedy.text())
+    desk.click(remedy)
     desk.wait_state("ON")
 
 
