@@ -1,4 +1,5 @@
-"""The ring with real sockets: what is lent stays as it is until it is sent, and comes back."""
+"""The ring with real sockets: what is lent stays as it is until it is sent, and comes back. `make test` runs this again
+without the compiled part."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import zmq
 from zmq.utils.garbage import gc
 
 from tangods_detector.hw import frame_ring
-from tangods_detector.hw.frame_ring import PAGE, FrameRing, PythonLoans, RingStreamer
+from tangods_detector.hw.frame_ring import PAGE, FrameRing, RingStreamer
 from tangods_detector.settings import Series, Settings
 from tangods_receiver import codecs
 from tangods_receiver.errors import ConfigError, HardwareError
@@ -24,16 +25,12 @@ LIMIT = 30.0
 SIZE = 100_000
 SERIES = Series(7, Settings(n_triggers=3))
 IMAGE = {"shape": (100, 1000), "dtype": "uint8", "codec": "none"}
-WAYS = {"compiled": getattr(frame_ring._compiled, "Loans", None), "Python": PythonLoans}
 
 
-@pytest.fixture(autouse=True, params=WAYS)
-def loans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if WAYS[request.param] is None:
-        pytest.skip("the compiled part was not built")
-    monkeypatch.setattr(frame_ring, "Loans", WAYS[request.param])
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
     yield
-    gc.stop()  # pyzmq's own thread
+    gc.stop()  # pyzmq's own, of the ring without the compiled part
 
 
 @pytest.fixture
