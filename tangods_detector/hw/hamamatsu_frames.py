@@ -35,7 +35,7 @@ class Numbers:
         self.lost: list[tuple[int, int]] = []  # first, last
         self.overwritten = 0  # of them: for want of buffers
         self._last: Step | None = None
-        self._goes_on = before is not None and before._goes_on  # else stamps begin at 0 in each capture
+        self._goes_on: bool = before is not None and before._goes_on  # else stamps begin at 0 in each capture
         self._behind = before._next_stamp if before is not None else 0
 
     @property
