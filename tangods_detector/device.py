@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +54,10 @@ STATES_MEAN = {
 MAX_SIDE = 32768  # rows and columns of LastImage
 KEPT = "__kept"  # attribute property of settings that are lists; Tango itself memorises scalars only
 
+NOISE = {"abs_change": 0.1, "archive_abs_change": 0.5}  # what readings may change without an event, as it comes
+
 SHOWN: dict[str, Callable[[Detector], Any]] = {}  # attributes whose changes are pushed; filled by the class body
+SET_POINTS: dict[str, Callable[[Detector], Any]] = {}  # those of them that can be written
 
 
 class Shown(attribute):
@@ -98,7 +101,7 @@ class Setting(attribute):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
-        SHOWN[name] = self._get
+        SHOWN[name] = SET_POINTS[name] = self._get
 
     @property
     def _write(self) -> Callable[[Detector, Any], None]:
@@ -138,8 +141,8 @@ def _of_request(
     )
 
 
-def _count(get: Callable[[Snapshot], int], label: str, doc: str) -> Shown:
-    return Shown(get, int, label, doc, format="%d", min_value=0)
+def _count(get: Callable[[Snapshot], int], label: str, doc: str, **more: Any) -> Shown:
+    return Shown(get, int, label, doc, format="%d", min_value=0, **more)
 
 
 def _one_of(kind: Any, what: str) -> Callable[[str], Any]:
@@ -356,7 +359,10 @@ class Detector(Device):
         lambda s: s.written, "Frames written", "Frames of the running or last series that are in the file."
     )
     nFramesMissing = _count(
-        lambda s: s.missing, "Frames missing", "Frames of the running or last series that are known to be lost."
+        lambda s: s.missing,
+        "Frames missing",
+        "Frames of the running or last series that are known to be lost. An alarm from 1 on.",
+        max_alarm=1,
     )
     Progress = Shown(
         lambda s: s.progress,
@@ -569,11 +575,13 @@ class Detector(Device):
         self._handing_over = threading.Lock()
         self._request = Request()
         self._parameters: dict[str, base.Parameter] = {}
+        self._set_once: set[str] = set()
         self._log = tango_edge.attach_log(self)
         self._events = tango_edge.EventPusher(self)
         tango_edge.announce(self, *SHOWN)
         self.add_version_info("tangods-detector", __version__)
         self._build()
+        tango_edge.set_points(self, {name: get(self) for name, get in SET_POINTS.items()})
         self._events.start()
         if self._constructed:
             self.initialize_dynamic_attributes()
@@ -631,6 +639,7 @@ class Detector(Device):
         self._constructed = True
         for p in self._parameters.values():
             limits = {"min_value": p.min_value, "max_value": p.max_value, "max_alarm": p.max_alarm}
+            limits.update(NOISE if p.max_alarm is not None else {})
             self.add_attribute(
                 attribute(
                     name=p.name,
@@ -647,6 +656,7 @@ class Detector(Device):
                     **{key: value for key, value in limits.items() if value is not None},
                 )
             )
+        tango_edge.announce(self, *(p.name for p in self._parameters.values() if p.max_alarm is not None), noisy=True)
 
     # --- between Tango and the acquisition ---------------------------------------------------------------------------
 
@@ -732,7 +742,11 @@ class Detector(Device):
             if p is None:
                 raise ConfigError(f"{name}: the backend that is now set has no such parameter; DevRestart the device")
             if p.max_alarm is None:
-                return self._running().call(p.get, name)
+                value = self._running().call(p.get, name)
+                if p.set and name not in self._set_once:  # what panels show until somebody sets it
+                    self._set_once.add(name)
+                    tango_edge.set_points(self, {name: value})
+                return value
             value = self._snapshot.readings.get(name)
         if value is None:
             return p.dtype(), 0.0, AttrQuality.ATTR_INVALID
@@ -745,6 +759,7 @@ class Detector(Device):
             if p is None or p.set is None:
                 raise ConfigError(f"{name}: cannot be set with this backend")
             put = p.set
+            self._set_once.add(name)
             self._running().call(lambda backend: put(backend, value), name, p.writable_while_running)
 
     def _is_parameter_allowed(self, request: AttReqType) -> bool:
@@ -775,12 +790,11 @@ class Detector(Device):
             return
         with self._handing_over:  # so that an older value never comes after a newer one
             snapshot = self._snapshot
-            alarms = [p.name for p in self._parameters.values() if _in_alarm(p, snapshot.readings)]
-            if self._pushed.get("State") != (state := (snapshot.state, snapshot.status, alarms)):
+            if self._pushed.get("State") != (state := (snapshot.state, snapshot.status)):
                 self._pushed["State"] = state
                 events.push_state()
-            for name, get in SHOWN.items():
-                if self._pushed.get(name) != (value := get(self)):
+            for name, value in [*((name, get(self)) for name, get in SHOWN.items()), *snapshot.readings.items()]:
+                if self._pushed.get(name) != value:
                     self._pushed[name] = value
                     events.push(name, value)
 
@@ -788,10 +802,6 @@ class Detector(Device):
 def _given(text: Any) -> bool:
     """Jive's wizard may store the word None where nothing was meant."""
     return bool(text) and str(text).strip() not in ("", "None")
-
-
-def _in_alarm(p: base.Parameter, readings: Mapping[str, float]) -> bool:
-    return p.max_alarm is not None and readings.get(p.name, -np.inf) >= p.max_alarm
 
 
 def main() -> None:

@@ -6,13 +6,14 @@ import json
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import nan
 from typing import Any
 
 import numpy as np
-from tango import DevState
+from tango import AttrQuality, DevState
 from tango.server import Device, attribute, command, device_property
 
 from tangods_receiver import __version__, config, imaging, rois, stats, tango_edge
@@ -33,7 +34,7 @@ CLOSE_LIMIT = 2.0  # s that Init and Kill wait for the file; closing goes on aft
 STATES = {"idle": DevState.ON, "running": DevState.RUNNING, "error": DevState.FAULT, "unreachable": DevState.UNKNOWN}
 STATES_MEAN = {
     DevState.ON: "Ready for the next series.",
-    DevState.ALARM: "Ready, as ON; frames of the last series are missing (nFramesMissing).",
+    DevState.ALARM: "Ready, as ON; frames of the last series are missing (nFramesMissing), or room is (FreeSpace).",
     DevState.RUNNING: "A series is being received, until its file is closed.",
     DevState.FAULT: "A series or the start failed; Status says why and what to do. Reset acknowledges it.",
     DevState.UNKNOWN: "The engine at Address cannot be reached.",
@@ -290,8 +291,8 @@ class StreamReceiver(Device):
     nFramesMissing = _count(
         lambda s: s.missing,
         "Frames missing",
-        "Frames known to be lost in the present or last series; the file lists them. A warning from 1 on.",
-        max_warning=1,
+        "Frames known to be lost in the present or last series; the file lists them. An alarm from 1 on.",
+        max_alarm=1,
     )
     nFramesRepeated = _count(
         lambda s: s.repeated, "Frames repeated", "Frames that came again; the first of each was kept."
@@ -505,6 +506,21 @@ class StreamReceiver(Device):
     )
 
     @attribute(
+        dtype=float,
+        label="Free space",
+        unit="GB",
+        format="%.1f",
+        min_alarm=1.0,
+        min_warning=10.0,
+        doc="What can still be written below Root; 1 GB is 1 000 000 000 bytes. Looked at every 5 s; invalid while the "
+        "storage does not answer. A warning below 10, an alarm below 1 as it comes: set the limits to what a night "
+        "takes.",
+    )
+    def FreeSpace(self) -> float | tuple[float, float, AttrQuality]:
+        free = _free(self._now)
+        return (0.0, time.time(), AttrQuality.ATTR_INVALID) if free is None else free
+
+    @attribute(
         dtype=(str,),
         max_dim_x=rois.MOST,
         label="Regions of interest",
@@ -666,6 +682,7 @@ class StreamReceiver(Device):
         tango_edge.announce(self, *SHOWN)
         self.add_version_info("tangods-receiver", __version__)
         self._build()
+        tango_edge.set_points(self, {"Rois": _rois(self._now), "LiveDownsample": self._downsample})
         self._events.start()
 
     def delete_device(self) -> None:
@@ -784,7 +801,7 @@ class StreamReceiver(Device):
             self._pushed["State"] = state
             events.push_state()
         for name, get in SHOWN.items():
-            if self._pushed.get(name) != (value := get(now)):
+            if self._pushed.get(name) != (value := get(now)) and value is not None:
                 self._pushed[name] = value
                 events.push(name, value)
         self._handed_over = now
@@ -794,7 +811,12 @@ def _rois(now: stats.Snapshot) -> list[str]:
     return [str(rois.Roi(roi.name, roi.x, roi.y, roi.width, roi.height)) for roi in now.live.rois]
 
 
+def _free(now: stats.Snapshot) -> float | None:
+    return None if now.free is None else round(now.free / 1e9, 1)
+
+
 SHOWN["Rois"] = _rois
+SHOWN["FreeSpace"] = _free
 
 
 def status_text(now: stats.Snapshot) -> str:

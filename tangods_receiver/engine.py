@@ -23,6 +23,7 @@ from tangods_receiver.protocol import SeriesStart
 from tangods_receiver.protocols import PROTOCOLS
 from tangods_receiver.reception import Reception
 from tangods_receiver.refusals import Refusals
+from tangods_receiver.room import Room
 from tangods_receiver.series import Series
 from tangods_receiver.source import Worker
 from tangods_receiver.spread import Spread
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 TURN = 0.1  # s between looks at deadlines; what can be closed at once wakes the keeper
 STOPPING_TURN = 0.02
 JOIN_LIMIT = 5.0  # s; a thread that hangs in the storage is left behind
+ROOM_LIMIT = 0.2  # s; the same for one that only looks
 
 
 class Keeper:
@@ -181,6 +183,7 @@ class Engine:
         wake = threading.Event()
         self._live = Live(config.live_rate, config.live_average, config.rois)
         self._syncer = Syncer(config.name, config.fsync_interval)
+        self._room = Room(config.root, config.name)
         self._forwarder = Forwarder(config.forward, config.name, self._security.guard) if config.forward else None
         self._reception = Reception(config, self._live, wake, self._syncer.put, self._forwarder)
         self._keeper = Keeper(config, self._reception, self._syncer, wake)
@@ -195,6 +198,7 @@ class Engine:
 
     def __enter__(self) -> Engine:
         """Start from the file back to the socket. ConfigError: an endpoint or the HTTP address cannot be used."""
+        self._room.start()
         self._syncer.start()
         self._keeper.start()
         self._live.start()
@@ -230,6 +234,7 @@ class Engine:
             worker.abandon()
         ended = self._keeper.stop(JOIN_LIMIT), self._syncer.stop(JOIN_LIMIT)
         self._live.stop()
+        self._room.stop(ROOM_LIMIT)
         if self._forwarder is not None:
             self._forwarder.stop()
         if stuck or not all(ended):
@@ -255,7 +260,9 @@ class Engine:
         now = self._reception.snapshot(self._syncer.durable, self._syncer.seconds)
         remark = now.error or self._syncer.remark() or self._refusals.remark()
         peers_refused = sum(port.refused for port in now.forward)
-        return replace(now, error=remark, refused=self._refusals.total, peers_refused=peers_refused)
+        return replace(
+            now, error=remark, refused=self._refusals.total, peers_refused=peers_refused, free=self._room.free
+        )
 
     def history(self) -> list[Past]:
         """The last series that are over, newest first."""

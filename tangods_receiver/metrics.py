@@ -51,7 +51,11 @@ SERIES: tuple[tuple[str, str, Callable[[Snapshot], float]], ...] = (
         (f"frames_{kind}", f"Frames {kind} in the present or last series", lambda s, kind=kind: getattr(s, kind))
         for kind in ("received", "written", "missing", *UNWANTED)
     ),
-    ("frames_expected", "Frames announced for the present or last series; NaN: not announced", lambda s: _or_nan(s)),
+    (
+        "frames_expected",
+        "Frames announced for the present or last series; NaN: not announced",
+        lambda s: _or_nan(s.expected),
+    ),
     ("bytes_written", "Bytes of pixels written in the present or last series", lambda s: s.bytes),
     ("series_opened", "Id of the last series opened", lambda s: s.opened),
     ("series_closed", "Id of the last series closed", lambda s: s.closed),
@@ -60,12 +64,13 @@ SERIES: tuple[tuple[str, str, Callable[[Snapshot], float]], ...] = (
     ("last_commit_seconds", "Time that the last update of the file's index took", lambda s: s.commit_time),
     ("longest_commit_seconds", "Longest such update in the present or last series", lambda s: s.longest_commit),
     ("sync_seconds", "Time that the last file took to reach the disk", lambda s: s.sync_time),
+    ("free_bytes", "What can still be written below root; NaN: not known", lambda s: _or_nan(s.free)),
     ("durable", "1: the last closed file has reached the disk", lambda s: s.durable),
 )
 
 
-def _or_nan(snapshot: Snapshot) -> float:
-    return float("nan") if snapshot.expected is None else snapshot.expected
+def _or_nan(number: int | None) -> float:
+    return float("nan") if number is None else number
 
 
 def families(snapshot: Snapshot) -> Iterator[Metric]:

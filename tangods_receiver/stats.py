@@ -284,9 +284,9 @@ class Snapshot:
     `workers` what each did since the engine began; `lost` what went wrong in the open or last series, by kind;
     `missing_total` frames missing in all closed series; `commits` and `commit_seconds` since the engine began,
     `commit_time` of the last one, `longest_commit` of the open or last series; `sync_time` s that putting the last
-    closed file on the disk took; `live` what the live view shows; `forward` the forwarding ports; `refused` connections
-    to senders that failed in the handshake (keys, addresses) and `peers_refused` those to the forwarding port, since
-    the engine began.
+    closed file on the disk took; `free` bytes that can still be written below root (None: not known); `live` what the
+    live view shows; `forward` the forwarding ports; `refused` connections to senders that failed in the handshake
+    (keys, addresses) and `peers_refused` those to the forwarding port, since the engine began.
     """
 
     state: str = "idle"
@@ -326,6 +326,7 @@ class Snapshot:
     forward: tuple[PortStats, ...] = ()
     refused: int = 0
     peers_refused: int = 0
+    free: int | None = None
 
     @property
     def frames(self) -> int:

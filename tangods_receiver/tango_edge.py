@@ -9,12 +9,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import tango
+from tango import AttrQuality, DevState
 from tango.server import Device, run
 
 from tangods_receiver import logs, systemd
@@ -149,34 +150,65 @@ def detach_log(handler: TangoLog) -> None:
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-def announce(device: tango.server.Device, *names: str) -> None:
-    """Tell Tango that the code pushes change and archive events of State, Status and `names`: no client has to poll."""
-    for name in ("State", "Status", *names):
-        device.set_change_event(name, True, False)
-        device.set_archive_event(name, True, False)
+def announce(device: tango.server.Device, *names: str, noisy: bool = False) -> None:
+    """Tell Tango that the code pushes change and archive events of State, Status and `names`: no client has to poll.
+    `noisy`: Tango passes on only what exceeds abs_change, archive_abs_change .. of `names`, which must have them."""
+    for name in names if noisy else ("State", "Status", *names):
+        device.set_change_event(name, True, noisy)
+        device.set_archive_event(name, True, noisy)
 
 
-def push(device: tango.server.Device, name: str, value: Any) -> None:
-    """Push one attribute to subscribers. From a thread of ours this waits while the device executes a command (at most
-    3.2 s, then DevFailed): threads that `delete_device` joins use `EventPusher` instead."""
-    device.push_change_event(name, value)
-    device.push_archive_event(name, value)
+def set_points(device: tango.server.Device, values: Mapping[str, Any]) -> None:
+    """What the writable attributes are set to from the start, for panels; in init_device. What is memorised comes
+    later, from Tango itself."""
+    attributes = device.get_device_attr()
+    for name, value in values.items():
+        attributes.get_w_attr_by_name(name).set_write_value(value)
+
+
+def push(device: tango.server.Device, name: str, value: Any) -> AttrQuality:
+    """Push one attribute to subscribers, with the quality that its alarm limits give it. From a thread of ours this
+    waits while the device executes a command (at most 3.2 s, then DevFailed): threads that `delete_device` joins use
+    `EventPusher` instead."""
+    with tango.AutoTangoMonitor(device):
+        quality = _quality(device, name, value)
+        for send in (device.push_change_event, device.push_archive_event):
+            if quality is AttrQuality.ATTR_VALID:
+                send(name, value)
+            else:
+                send(name, value, time.time(), quality)
+    return quality
+
+
+def _quality(device: tango.server.Device, name: str, value: Any) -> AttrQuality:
+    """As Tango finds it for who reads; in events it looks at no limits."""
+    if not isinstance(value, int | float) or isinstance(value, bool | DevState):
+        return AttrQuality.ATTR_VALID
+    shown = device.get_device_attr().get_attr_by_name(name)
+    shown.set_value(value)
+    try:
+        shown.check_alarm()
+    except tango.DevFailed:  # it has no limits
+        return AttrQuality.ATTR_VALID
+    return shown.get_quality()
 
 
 def push_state(device: tango.server.Device) -> None:
     """Push State and Status as a client would read them now (with Tango's alarm logic); see `push` about threads."""
     with tango.EnsureOmniThread(), tango.AutoTangoMonitor(device):  # dev_state may read attributes
         push(device, "State", device.dev_state())
-        push(device, "Status", device.dev_status())
+        status = device.dev_status()
+        push(device, "Status", status)
+    systemd.notify(f"STATUS={device.get_name()}: {status}")
 
 
 class EventPusher:
     """Pushes a device's events from a thread of its own, so that nobody who has news ever waits for Tango.
 
-    State and Status are pushed at once, before values. Of several values of one attribute that come within
-    `interval` s, or while the device is busy, only the newest is pushed; the last one always is. Tango pushes the
-    state that the device has at that moment: a command that must show a passing state (Arm: MOVING) calls
-    `push_state(device)` itself.
+    State and Status are pushed at once, before values, and when a value comes into its alarm limits or out of them. Of
+    several values of one attribute that come within `interval` s, or while the device is busy, only the newest is
+    pushed; the last one always is. Tango pushes the state that the device has at that moment: a command that must show
+    a passing state (Arm: MOVING) calls `push_state(device)` itself.
     Start the pusher in init_device, close it first of all in delete_device."""
 
     def __init__(self, device: tango.server.Device, interval: float = 0.1) -> None:
@@ -184,6 +216,7 @@ class EventPusher:
         self._interval = interval
         self._changed = threading.Condition()
         self._values: dict[str, Any] = {}
+        self._qualities: dict[str, AttrQuality] = {}
         self._state = False
         self._pushing = False
         self._closed = False
@@ -246,12 +279,18 @@ class EventPusher:
         for name, value in values.items():
             if self._closed:
                 return
-            if not self._pushed(name, partial(push, self._device, name, value)):
+            if not self._pushed(name, partial(self._push, name, value)):
                 with self._changed:
                     self._values.setdefault(name, value)
 
+    def _push(self, name: str, value: Any) -> None:
+        quality = push(self._device, name, value)
+        if quality is not self._qualities.get(name, AttrQuality.ATTR_VALID):
+            self.push_state()
+        self._qualities[name] = quality
+
     @staticmethod
-    def _pushed(name: str, call: Callable[[], None]) -> bool:
+    def _pushed(name: str, call: Callable[[], object]) -> bool:
         """False: try again, the device was busy for 3.2 s or is not exported yet. What Tango refuses is given up."""
         try:
             call()

@@ -154,7 +154,7 @@ def test_missing_frames_are_a_warning_and_no_fault(device, sender, tmp_path):
     send(sender, 1, tmp_path / "a.h5", {0, 1, 3, 4})
     wait_closed(device, 1)
     assert device.State() == DevState.ALARM
-    assert device.read_attribute("nFramesMissing").quality == tango.AttrQuality.ATTR_WARNING
+    assert device.read_attribute("nFramesMissing").quality == tango.AttrQuality.ATTR_ALARM
     assert "1 missing" in device.Status()
     send(sender, 2, tmp_path / "b.h5", range(5))
     wait_closed(device, 2)
@@ -266,7 +266,7 @@ def test_everything_is_documented(device):
             assert attribute.writable == (tango.AttrWriteType.READ_WRITE if writable else tango.AttrWriteType.READ)
     assert device.get_attribute_config("Throughput").unit == "MB/s"
     assert device.get_attribute_config("FrameRate").unit == "Hz"
-    assert device.get_attribute_config("nFramesMissing").alarms.max_warning == "1"
+    assert device.get_attribute_config("nFramesMissing").alarms.max_alarm == "1"
     units = {"WaitingShare": "%", "RatePerWorker": "Hz", "Backlog": "s", "CommitTime": "s", "SyncTime": "s"}
     assert {name: device.get_attribute_config(name).unit for name in units} == units
     klass = device.info().dev_class
