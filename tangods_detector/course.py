@@ -144,6 +144,7 @@ class Course:
         while True:
             receiver = self._look_at_receiver(deadline)
             if receiver and self._is_opened(receiver):
+                self._show_path(receiver)
                 return
             error = receiver.error if receiver and receiver.state == "error" else ""
             if not error or not receiver or receiver.series != self._series.id:
@@ -158,6 +159,12 @@ class Course:
                 )
             self._desk.serve(0.003)
             self._heed()
+
+    def _show_path(self, receiver: stats.Snapshot) -> None:
+        """Of a name that counts from the receiver's root, the whole path: where it is, only the receiver knows."""
+        path = receiver.file or receiver.last_file
+        if path and self._series.save_raw and self._series.filename and not self._series.filename.startswith("/"):
+            self._desk.publish(filename=path)
 
     def _is_opened(self, receiver: stats.Snapshot) -> bool:
         """This series, and no earlier one of its id; it may be closed again."""
