@@ -149,8 +149,7 @@ class DetectorClient:
         metadata: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Path | None:
-        """Take a series and wait until it is in its file; returns the file's path on the receiver's computer, as
-        LastFilename says it: one that does not begin with / is below the receiver's Root.
+        """Take a series and wait until it is in its file; returns the file's whole path on the receiver's computer.
 
         `n` frames for each of `triggers` triggers; `exposure` and `period` (from frame to frame; 0: as fast as
         possible) in s; `exposure`, `label` and `metadata` None: as they are set. `file` "": no file, and None is
