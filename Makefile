@@ -9,13 +9,16 @@ ARGS ?=
 PARALLEL := -n 2 --dist loadfile  # ARGS="-n 0": one after the other
 TWINS := $(addprefix tests/receiver/test_,codecs.py engine.py seriesfile.py transforms.py) tests/hw/test_frame_ring.py
 
-.PHONY: help demo test check soak fuzz bench screenshots lint format clean env-demo env-test apt-test apt-soak apt-bench old-python
+.PHONY: help demo docs test check soak fuzz bench screenshots lint format clean env-demo env-test apt-test apt-soak apt-bench old-python
 
 help:
-	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: check (fast tests), soak, fuzz, bench, screenshots, lint, format, clean"
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: docs, check (fast tests), soak, fuzz, bench, screenshots, lint, format, clean"
 
 demo: .venv/.demo  ## one acquisition through a real Tango database and both devices
 	@tangods-detector demo $(ARGS)
+
+docs: .venv/.docs  ## into build/docs, without network; a warning or a broken link is an error
+	@python docs/build.py $(ARGS)
 
 test: apt-test .venv/.test old-python lint  ## everything but the soak tests; then what has a compiled twin, without it
 	@python -m pytest -q $(PARALLEL) $(ARGS)
@@ -44,6 +47,9 @@ format: .venv/.test
 
 .venv/.demo: $(ENV_SOURCES)
 	@resources/make-env demo $@
+
+.venv/.docs: $(ENV_SOURCES)
+	@resources/make-env docs $@
 
 .venv/.test: $(ENV_SOURCES)
 	@resources/make-env test $@

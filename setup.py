@@ -11,6 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tangods_receiver/__init__.
 
 BENCH = ["psutil", "rich"]
 DEMO = ["itango==0.3.0", "matplotlib"]
+DOCS = ["furo", "myst-parser", "sphinx>=8"]
 TEST = [
     "cbor2",  # writes what our reader of Dectris' stream V2 reads
     "dectris-compression",  # the vendor's own decoder
@@ -100,10 +101,11 @@ setup(
     extras_require={
         "bench": BENCH,
         "demo": DEMO,  # its picture, and a shell to go on with
+        "docs": DOCS,
         "fuzz": ["atheris==3.0.0 ; python_version >= '3.11'"],  # guided by coverage; without it fuzzing is random
         "gui": GUI,
         "sardana": SARDANA,
-        "test": [*TEST, *BENCH, *DEMO, *GUI, *SARDANA],
+        "test": [*TEST, *BENCH, *DEMO, *DOCS, *GUI, *SARDANA],
     },
     entry_points={
         # Starter finds a server by the name of its process: script name = server name = class name

@@ -73,9 +73,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
+        """There are no problems; frames may be missing all the same."""
         return not self.problems
 
     def lines(self) -> list[str]:
+        """The report in words, as `tangods-detector check` prints it."""
         of = "" if self.expected is None else f" of {self.expected}"
         lost = sum(last - first + 1 for first, last in self.missing)
         head = f"{self.path}: {'recovered, ' if self.recovered else ''}{self.frames}{of} frames, {lost} missing"

@@ -1,0 +1,57 @@
+"""Do the links inside built pages lead somewhere? Files, and anchors in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class Page(HTMLParser):
+    """`anchors` that one can lead to, `links` to elsewhere, of one file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if value and name == "id":
+                self.anchors.add(value)
+            elif value and name in ("href", "src"):
+                self.links.append(value)
+
+
+@cache
+def page(path: Path) -> Page:
+    return Page(path)
+
+
+def broken(folder: Path) -> list[str]:
+    """A sentence for each link in the pages below `folder` that leads nowhere."""
+    page.cache_clear()
+    return [
+        f"{path.relative_to(folder)}: {link} leads nowhere"
+        for path in sorted(folder.rglob("*.html"))
+        for link in _local(path)
+        if not _leads_somewhere(path, link)
+    ]
+
+
+def _local(path: Path) -> Iterator[str]:
+    for link in page(path).links:
+        if not urlsplit(link).scheme and not link.startswith("//"):
+            yield link
+
+
+def _leads_somewhere(path: Path, link: str) -> bool:
+    parts = urlsplit(link)
+    target = (path.parent / unquote(parts.path)) if parts.path else path
+    if not target.is_file():
+        return False
+    anchor = unquote(parts.fragment)
+    return not anchor or target.suffix != ".html" or anchor in page(target).anchors
