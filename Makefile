@@ -9,7 +9,7 @@ ARGS ?=
 PARALLEL := -n 2 --dist loadfile  # ARGS="-n 0": one after the other
 TWINS := $(addprefix tests/receiver/test_,codecs.py engine.py seriesfile.py transforms.py) tests/hw/test_frame_ring.py
 
-.PHONY: help demo docs test check soak fuzz bench screenshots lint format clean env-demo env-test apt-test apt-soak apt-bench old-python
+.PHONY: help demo docs test check soak fuzz bench screenshots lint format clean env-demo env-test apt-test apt-soak apt-bench old-python promtool
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile; echo "also: docs, check (fast tests), soak, fuzz, bench, screenshots, lint, format, clean"
@@ -20,7 +20,7 @@ demo: .venv/.demo  ## one acquisition through a real Tango database and both dev
 docs: .venv/.docs  ## into build/docs, without network; a warning or a broken link is an error
 	@python docs/build.py $(ARGS)
 
-test: apt-test .venv/.test old-python lint  ## everything but the soak tests; then what has a compiled twin, without it
+test: apt-test .venv/.test old-python promtool lint  ## everything but the soak tests; then what has a compiled twin, without it
 	@python -m pytest -q $(PARALLEL) $(ARGS)
 	@TANGODS_NO_COMPILED=1 python -m pytest -q $(PARALLEL) -m "not slow and not soak" $(TWINS) $(ARGS)
 
@@ -68,6 +68,9 @@ apt-bench:
 
 old-python:
 	@resources/make-old-python
+
+promtool:
+	@resources/make-promtool
 
 clean:  ## all that make has made, the virtual environment included
 	rm -rf .venv .venv.lock build dist *.egg-info benchmarks/build var

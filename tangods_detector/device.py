@@ -58,6 +58,7 @@ NOISE = {"abs_change": 0.1, "archive_abs_change": 0.5}  # what readings may chan
 
 SHOWN: dict[str, Callable[[Detector], Any]] = {}  # attributes whose changes are pushed; filled by the class body
 SET_POINTS: dict[str, Callable[[Detector], Any]] = {}  # those of them that can be written
+MEMORISED: set[str] = set()  # those of them that Tango memorises
 
 
 class Shown(attribute):
@@ -85,7 +86,7 @@ class Setting(attribute):
         memorised: bool = True,
         **more: Any,
     ) -> None:
-        self._get, self._put = get, put
+        self._get, self._put, self._memorised = get, put, memorised
         super().__init__(
             lambda device: get(device),
             fset=self._write,
@@ -102,6 +103,8 @@ class Setting(attribute):
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
         SHOWN[name] = SET_POINTS[name] = self._get
+        if self._memorised:
+            MEMORISED.add(name)
 
     @property
     def _write(self) -> Callable[[Detector, Any], None]:
@@ -581,7 +584,10 @@ class Detector(Device):
         tango_edge.announce(self, *SHOWN)
         self.add_version_info("tangods-detector", __version__)
         self._build()
-        tango_edge.set_points(self, {name: get(self) for name, get in SET_POINTS.items()})
+        again = self._constructed  # after Init Tango sets what is memorised to what it was set to
+        tango_edge.set_points(
+            self, {name: get(self) for name, get in SET_POINTS.items() if not (again and name in MEMORISED)}
+        )
         self._events.start()
         if self._constructed:
             self.initialize_dynamic_attributes()
@@ -776,6 +782,7 @@ class Detector(Device):
 
     def dev_status(self) -> str:
         self._show()
+        self.set_state(super().dev_state())  # in ALARM Tango adds which attribute it is
         return str(super().dev_status())
 
     def _show(self) -> None:

@@ -669,7 +669,7 @@ class StreamReceiver(Device):
     _watcher: threading.Thread | None = None
     _events: tango_edge.EventPusher | None = None
     _log: tango_edge.TangoLog | None = None
-    _downsample = 1
+    _downsample: int
 
     def init_device(self) -> None:
         """Also after Init and DevRestart. Never fails: what is wrong becomes FAULT and a sentence."""
@@ -682,7 +682,10 @@ class StreamReceiver(Device):
         tango_edge.announce(self, *SHOWN)
         self.add_version_info("tangods-receiver", __version__)
         self._build()
-        tango_edge.set_points(self, {"Rois": _rois(self._now), "LiveDownsample": self._downsample})
+        tango_edge.set_points(self, {"Rois": _rois(self._now)})
+        if "_downsample" not in vars(self):  # not after Init: Tango then sets what is memorised to what it was set to
+            self._downsample = 1
+            tango_edge.set_points(self, {"LiveDownsample": 1})
         self._events.start()
 
     def delete_device(self) -> None:
@@ -761,6 +764,13 @@ class StreamReceiver(Device):
         alone asks it."""
         if isinstance(self._engine, Engine):
             self._look(self._engine)
+
+    def dev_status(self) -> str:
+        self._show()
+        self.set_state(super().dev_state())  # in ALARM Tango adds which attribute it is
+        text = str(super().dev_status())
+        self._show()
+        return text
 
     def read_attr_hardware(self, attributes: Any) -> None:
         """Once before the attributes of a request are read: regions are those of the newest image, and of one."""
