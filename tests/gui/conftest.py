@@ -29,6 +29,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None)
 _servers: list[subprocess.Popen[bytes]] = []
 XVFB = shutil.which("Xvfb")
+READY = ("ON", "ALARM")  # ALARM: frames of the series before are missing, for example
 #: `make screenshots` keeps the pictures here; else they go into the test's own folder.
 SCREENSHOTS = os.environ.get("SCREENSHOTS", "")
 
@@ -104,8 +105,9 @@ def make_beamline(local: LocalTango, root: Path, *options: str, **properties: An
     return line
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def beamline(local_tango: LocalTango) -> Iterator[Beamline]:
+    """Of all tests: each leaves it idle (`desk`), with both servers running."""
     root = Path(tempfile.mkdtemp(prefix="scans-"))  # a short name for the pictures
     with make_beamline(local_tango, root) as line:
         yield line
@@ -221,7 +223,7 @@ class Desk:
             self.until(lambda name=name, value=value: str(self.source.readings[name]) == str(value))
 
     def arm(self, **values: Any) -> None:
-        self.wait_state("ON", "ALARM")
+        self.wait_state(*READY)
         self.set(**values)
         self.press("Arm")
         self.wait_state("RUNNING")
@@ -263,6 +265,17 @@ def sit_down(qtbot: Any, open_window: Callable[..., Any], keep: Callable[[str], 
         return Desk(qtbot, open_window(*lines, wait=wait), 0, keep)
 
     return sit
+
+
+@pytest.fixture
+def desk(beamline: Beamline, sit_down: Callable[..., Desk]) -> Iterator[Desk]:
+    """Before the beamline of all tests, idle and without regions."""
+    idle(beamline)
+    beamline.receiver.Rois = []
+    beamline.detector.Metadata = "{}"
+    beamline.set(nFramesPerTrigger=1, DestinationFilename="")
+    yield sit_down(beamline)
+    idle(beamline)
 
 
 def idle(line: Beamline) -> None:

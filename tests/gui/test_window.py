@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PyQt5.QtCore import Qt, QTimer
 
-from tests.gui.conftest import full_name, idle, make_beamline
+from tests.gui.conftest import READY, full_name
 
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.soak]  # not yet reliable on a busy machine
+pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(300)]
 TURN = 0.1  # s of work that one turn of the event loop may take
 
 TAURUSGUI = """
@@ -43,13 +43,6 @@ os._exit(0)
 """
 
 
-@pytest.fixture
-def desk(beamline, sit_down):
-    idle(beamline)
-    yield sit_down(beamline)
-    idle(beamline)
-
-
 def test_the_event_loop_is_never_held_up(beamline, desk, qtbot):
     """Work, not time: a busy machine holds everything up."""
     beats: list[float] = []
@@ -67,7 +60,7 @@ def test_the_event_loop_is_never_held_up(beamline, desk, qtbot):
     turns = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
     assert max(turns) < TURN, f"{1000 * max(turns):.0f} ms"
     desk.press("Stop")
-    desk.wait_state("ON")
+    desk.wait_state(*READY)
 
 
 def test_it_fits_a_small_screen(beamline, desk):
@@ -101,7 +94,7 @@ def test_keys_alone_are_enough(beamline, desk, qtbot):
     assert desk.source.get("ExposureTime") == 0.005
     desk.until(desk.acquire.buttons["Stop"].isEnabled)
     qtbot.keyClick(desk.live.view, Qt.Key_F8)
-    desk.wait_state("ON")
+    desk.wait_state(*READY)
     assert file.exists()
     view, live = desk.live.view, desk.live
     for key, switch in ((Qt.Key_L, live.log), (Qt.Key_A, live.auto), (Qt.Key_P, live.line), (Qt.Key_T, live.tools)):
@@ -135,16 +128,30 @@ def test_full_resolution_on_request(beamline, desk):
     desk.until(lambda: not desk.live.view.picture.whole)
 
 
-def test_a_receiver_without_http(local_tango, tmp_path, sit_down):
-    with make_beamline(local_tango, tmp_path, Http="") as line:
-        desk = sit_down(line)
-        line.acquire(nFramesPerTrigger=3)
+def test_a_receiver_without_http(beamline, desk):
+    """It was one with it until it was started anew."""
+    beamline.stop_receiver()
+    try:
+        beamline.put("StreamReceiver", beamline.receiver_name, Http="")
+        beamline.start_receiver()
+        desk.until(lambda: desk.source.receiver.name and not desk.source.receiver.address)
+        beamline.wait_on()
+        file = beamline.acquire(nFramesPerTrigger=3)
         desk.until(lambda: desk.live.view.picture is not None and desk.live.view.picture.number == 2)
         picture = desk.live.view.picture
-        whole = line.expected(2)
+        whole = beamline.expected(2)
         assert picture.full == whole.shape
         assert picture.pixels[5, 7] == whole[5 * picture.factor, 7 * picture.factor]
-        desk.until(lambda: desk.widget.progress.table.rowCount() == 1)
+        table = desk.widget.progress.table
+        desk.until(lambda: table.rowCount() and table.item(0, 1).text() == file.name)
+        beamline.stop_receiver()
+    finally:
+        beamline.put("StreamReceiver", beamline.receiver_name, **beamline.receiver_properties)
+        beamline.start_receiver()
+    desk.until(lambda: desk.source.receiver.address and not desk.source.images_error)
+    beamline.wait_on()
+    beamline.acquire(nFramesPerTrigger=5)
+    desk.until(lambda: desk.live.view.picture.number == 4)
 
 
 def test_expert_parameters_are_set_and_refused_at_the_field(beamline, desk):
