@@ -783,7 +783,7 @@ def test_small_frames_before_large_ones(tmp_path, sender, before):
 
 
 @pytest.mark.slow
-def test_200_series_leave_nothing_behind(tmp_path, sender, engine):
+def test_100_series_leave_nothing_behind(tmp_path, sender, engine):
     process = psutil.Process()
 
     def take(series):
@@ -797,7 +797,7 @@ def test_200_series_leave_nothing_behind(tmp_path, sender, engine):
     for series in range(1, 21):
         take(series)
     threads, files, memory = process.num_threads(), process.num_fds(), process.memory_info().rss
-    for series in range(21, 221):
+    for series in range(21, 121):
         take(series)
     assert process.num_threads() <= threads and process.num_fds() <= files
     assert process.memory_info().rss - memory < 20e6

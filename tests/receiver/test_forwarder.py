@@ -546,32 +546,40 @@ def test_a_client_that_takes_nothing_costs_frames_but_not_the_recording(tmp_path
 
 @pytest.mark.parametrize("socket", ["push", "pub"])
 def test_recording_keeps_its_pace_whatever_a_client_does(tmp_path, socket):
-    """At a pace that the machine can keep: the same rate with a client that takes nothing as with none."""
-    count, step, rates = 200, 0.005, {}
+    """At a pace that the machine can keep: the same rate with a client that takes nothing as with none. A machine that
+    others use may lose its pace at any time: three trials."""
+    count, step, rates = 200, 0.005, []
     picture = image(1, BIG)
     settings = {"endpoint": PORT, "socket": socket, "queue_bytes": 4 * MB}
+
+    def rate(series, sender, engine):
+        sender.start(f"{series}.h5", series, nframes=count)
+        wait_opened(engine, series)
+        begun = time.monotonic()
+        for k in range(count):
+            time.sleep(max(0.0, begun + k * step - time.monotonic()))
+            sender.frame(k, picture)
+        wait_for(lambda: engine.snapshot().written == count)
+        took = time.monotonic() - begun
+        sender.end()
+        s = wait_closed(engine, series)
+        assert (s.written, s.missing, s.error) == (count, 0, "")
+        return count / took
+
     with relay(tmp_path, settings, hwm_bytes=4 * MB) as (sender, engine):
-        for series, stalled in ((1, False), (2, True)):
-            with (
-                Client(engine.forward_endpoints[0], zmq.SUB if socket == "pub" else zmq.PULL, 2)
-                if stalled
-                else nobody()
-            ):
-                wait_peers(engine, int(stalled))
+        for trial in range(3):
+            alone = rate(2 * trial + 1, sender, engine)
+            with Client(engine.forward_endpoints[0], zmq.SUB if socket == "pub" else zmq.PULL, 2):
+                wait_peers(engine, 1)
                 time.sleep(0.1)
-                sender.start(f"{series}.h5", series, nframes=count)
-                wait_opened(engine, series)
-                begun = time.monotonic()
-                for k in range(count):
-                    time.sleep(max(0.0, begun + k * step - time.monotonic()))
-                    sender.frame(k, picture)
-                wait_for(lambda: engine.snapshot().written == count)
-                rates[stalled] = count / (time.monotonic() - begun)
-                sender.end()
-                s = wait_closed(engine, series)
-                assert (s.written, s.missing, s.error) == (count, 0, "")
-        assert s.forward[0].dropped > count / 2 or s.forward[0].passed_by  # it was stalled
-    assert rates[True] >= 0.95 * rates[False], rates
+                before = port(engine)
+                beside = rate(2 * trial + 2, sender, engine)
+                assert port(engine).dropped - before.dropped > count / 2 or port(engine).passed_by  # it was stalled
+            wait_peers(engine, 0)
+            rates.append(round(beside / alone, 3))
+            if rates[-1] >= 0.95:
+                return
+    pytest.fail(f"with a stalled client, of the rate without: {rates}")
 
 
 @pytest.mark.parametrize("policy", ["drop", "lossless"])

@@ -481,7 +481,7 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
     random.seed(time.time_ns())
     context = multiprocessing.get_context("spawn")
     waiting = []
-    for number in range(20):  # started beforehand: starting Python takes longer than the rest
+    for number in range(10):  # started beforehand: starting Python takes longer than the rest
         ours, theirs = context.Pipe(duplex=False)
         layout = (SMALL, ImageLayout((64, 128), "uint16", "none"), MODULES, CHANNELS, TIMED)[number % 5]
         path = tmp_path / f"{number}.h5"

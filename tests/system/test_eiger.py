@@ -343,4 +343,4 @@ def test_fifty_series(beamline: EigerBeamline) -> None:
         taken.append(time.monotonic() - begun - 10 * 0.002)
     taken.sort()
     print(f"{beamline.stream}: 50 series, overhead median {1e3 * taken[25]:.0f} ms, 90 % {1e3 * taken[45]:.0f} ms")
-    assert taken[25] < 0.5, "0.15 is the aim, on a machine that has nothing else to do"
+    assert taken[25] < 1.0, "0.15 is the aim, on a machine that has nothing else to do"
