@@ -1,6 +1,8 @@
 """`make docs`: Sphinx, without network. Its source folder is the repository: links are the same in a checkout."""
 
+import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 from pygments.lexers.special import TextLexer
@@ -57,15 +59,16 @@ html_theme_options = {
 }
 
 
-ELSEWHERE = {"detectors", "lambda", "streams"}  # folders of resources/ that have a place of their own
-
-
-def all_folders(app: Sphinx, docname: str, source: list[str]) -> None:
-    """A folder with pages that is new in resources/ is in the contents without being named there."""
+def all_others(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Pages in resources/ that the contents do not name are in them all the same: a new one needs no line there."""
     if docname == root_doc:
-        found = {page.parent.name for page in HERE.parent.glob("resources/*/*.md")} - ELSEWHERE
-        lines = "\n".join(f"../resources/{name}/*" for name in sorted(found))
-        source[0] = source[0].replace("../resources/FOLDERS", lines)
+        pages = sorted(HERE.parent.glob("resources/**/*.md"))
+        names = [page.relative_to(HERE.parent).with_suffix("").as_posix() for page in pages]
+        named = re.findall(
+            r"\.\./(resources/[\w/*]+)", "".join(re.findall(r"```{toctree}.*?```", source[0], re.DOTALL))
+        )
+        others = [name for name in names if not any(fnmatch(name, pattern) for pattern in named)]
+        source[0] = source[0].replace("../resources/ALL_OTHERS", "\n".join(f"../{name}" for name in others))
 
 
 def indented_is_code(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -81,7 +84,7 @@ def _is_indented_before(lines: list[str], n: int) -> bool:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    app.connect("source-read", all_folders)
+    app.connect("source-read", all_others)
     app.connect("autodoc-process-docstring", indented_is_code)
     app.add_lexer("spock", TextLexer)
     return {"parallel_read_safe": True}

@@ -49,13 +49,13 @@ def beside() -> Iterator[None]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the pages."""
     output = tmp_path_factory.mktemp("docs") / "html"
-    done = subprocess.run([sys.executable, DOCS / "build.py", output], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, DOCS / "build.py", output], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return output
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 class TestBuilt:
     def test_without_warnings_and_with_a_first_page(self, built: Path) -> None:
         first = (built / "index.html").read_text()

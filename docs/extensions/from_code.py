@@ -41,6 +41,8 @@ class FromCode(SphinxDirective):
         parent.document = self.state.document
         source = f"from-code {self.arguments[0]}"
         self.state.nested_parse(StringList(lines, source), 0, parent, match_titles=True)
+        for table in parent.findall(nodes.table):
+            table["classes"].append("names")  # on a phone shown one below the other
         return parent.children
 
 

@@ -64,7 +64,7 @@ def _about(answer: dict[str, Any]) -> str:
 
 def _content(kind: str, what: dict[str, Any]) -> str:
     name = _name(what.get("schema", {}))
-    return f"JSON: {name}" if name else "JSON" if kind == "application/json" else code(kind)
+    return f"JSON: [{name}](#{name.lower()})" if name else "JSON" if kind == "application/json" else code(kind)
 
 
 def _name(schema: dict[str, Any]) -> str:
@@ -107,7 +107,7 @@ def _field(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_field(one) for one in schema["anyOf"])
     if name := _name(schema):
-        return name
+        return f"[{name}](#{name.lower()})"
     if schema.get("type") == "array" and "items" in schema:
         return f"list of {_field(schema['items'])}"
     return str({"string": "text", "array": "list"}.get(schema.get("type", ""), schema.get("type", "any")))

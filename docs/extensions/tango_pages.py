@@ -47,7 +47,7 @@ def attributes(name: str) -> str:
         shape = FORMATS[one.attr_format].format(_type(one.attr_type))
         unit = str(words.get("unit", ""))
         rows.append((anchored(key, anchor_of(name, key)), shape, unit, _access(one, name), sentence(words.get("doc"))))
-    return table(("Attribute", "Type", "Unit", "", "Meaning"), rows)
+    return table(("Attribute", "Type", "Unit", "Access", "Meaning"), rows)
 
 
 def commands(name: str) -> str:
@@ -82,7 +82,7 @@ def backend(name: str) -> str:
             anchored(p.name, anchor_of(name, p.name)),
             p.dtype.__name__,
             p.unit,
-            "read, write" if p.set else "read",
+            "write" if p.set else "read",
             _limits(p),
             sentence(p.doc),
         )
@@ -96,7 +96,7 @@ def backend(name: str) -> str:
             "### Options\n".replace("Options", f"Options of {name}"),
             table(("BackendOptions", "Default", "Meaning"), options),
             f"### Attributes of {name}\n",
-            table(("Attribute", "Type", "Unit", "", "Limits", "Meaning"), own),
+            table(("Attribute", "Type", "Unit", "Access", "Limits", "Meaning"), own),
         )
     )
 
@@ -127,7 +127,7 @@ def _argument(words: list[Any]) -> str:
 
 def _access(one: Any, name: str) -> str:
     if one.attr_write == tango.AttrWriteType.READ:
-        return ""
+        return "read"
     kept = one.memorized or getattr(one, "hw_memorized", False)
     return "write, kept" if kept else "write"
 
