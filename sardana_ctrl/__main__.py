@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("paths", help="directories for PoolPath, MacroPath and RecorderPath")
     whole = commands.add_parser("config", help="a whole configuration, for: sardana-config load --write --environment")
-    whole.add_argument("instance", help="of the Sardana server, such as b1")
+    whole.add_argument("instance", help="of the servers Pool and MacroServer, such as b1")
     whole.add_argument("detectors", nargs="+", metavar="detector", help="Detector device, such as b1/dia/det1")
     whole.add_argument(
         "--environment",

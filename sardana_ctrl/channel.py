@@ -337,6 +337,15 @@ class Channel:
         self._stopped = True
         self._do("Abort" if abort else "Stop", lambda proxy: proxy.command_inout("Abort" if abort else "Stop"))
 
+    def wait_idle(self, limit: float) -> bool:
+        """Until the file of a stopped series is closed; False: not within `limit` s."""
+        end = time.monotonic() + limit
+        while self.busy:
+            if time.monotonic() > end:
+                return False
+            time.sleep(LOOK)
+        return True
+
     def disarm_leftover(self) -> None:
         """A Pool that was killed in mid-scan left the detector waiting for triggers that nobody will send."""
         try:

@@ -18,6 +18,7 @@ from sardana.pool.controller import (
     Type,
 )
 
+from sardana_ctrl import pool
 from sardana_ctrl.plan import Synch
 from sardana_ctrl.roi import STATISTICS, Meter, RoiError
 
@@ -100,6 +101,8 @@ class StandardDetectorRoiCtrl(CounterTimerController):
         for meter in self._meters.values():
             meter.prepare(repetitions, nb_starts)
         self._over.clear()
+        for each in pool.axes_in_group(self) or [axis]:
+            pool.refresh(self, each)
 
     def LoadOne(self, axis: int, value: float, repetitions: int, latency: float) -> None:
         pass

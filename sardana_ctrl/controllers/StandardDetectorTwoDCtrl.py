@@ -23,12 +23,14 @@ from sardana.pool.controller import (
     Type,
 )
 
+from sardana_ctrl import pool
 from sardana_ctrl.channel import Channel, ChannelError
 from sardana_ctrl.plan import Request, Synch
 from sardana_ctrl.references import DATASET
 
 STATES = {"On": State.On, "Moving": State.Moving, "Fault": State.Fault}
 SOON = 2.0  # s that a prepare waits for the detectors: clients of a measurement group give up after 3 s
+CLOSED = 2.5  # s that a stop waits for the files to be closed, for the same reason
 LOOK = 0.05  # s
 REFERENCE_MODES = ("AUTO", "FRAME", "SERIES")
 
@@ -110,6 +112,7 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
         self._told: list[int] = []  # axes that a measurement group spoke of before it prepared
         self._prepared: list[int] = []
         self._starting: list[int] = []
+        self._stopping: list[int] = []
         self._turn = 0  # counts prepares
 
     # --- axes --------------------------------------------------------------------------------------------------------
@@ -204,18 +207,12 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
                 channel.prepare(Request(self._synch, value, repetitions, latency, nb_starts, channel.frames_per_point))
             for number in axes:
                 self._channels[number].wait_ready(SOON)
-                self._refresh(number)
+                pool.refresh(self, number)
         except ChannelError:
             self._stop_all(axes)
             raise
         if self._point_by_point and nb_starts > 1:
             threading.Thread(target=self._end_leftover, args=(self._turn, axes), daemon=True).start()
-
-    def _refresh(self, axis: int) -> None:
-        """A group waits 3 s when the state that it remembers of a channel is not On."""
-        pool_controller = self._getPoolController()
-        if pool_controller is not None:
-            pool_controller.get_element(axis=axis).get_state(cache=False, propagate=2)
 
     @property
     def _point_by_point(self) -> bool:
@@ -225,29 +222,20 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
     def _end_leftover(self, turn: int, axes: list[int]) -> None:
         """Sardana leaves out software triggers that come while a point is not finished, so that fewer come than were
         prepared: when the group is over, the detector must not wait for the rest."""
-        group: Any = getattr(self._getPoolController(), "operator", None)
+        group = pool.group_of(self)
+        if group is None:
+            return
         with tango.EnsureOmniThread():
             while turn == self._turn and any(self._channels[n].busy for n in axes if n in self._channels):
                 time.sleep(LOOK)
-                try:
-                    over = group._pending_starts == 0 and not group.acquisition.is_running()
-                except AttributeError:  # not a measurement group
-                    return
-                if over and turn == self._turn:
+                if pool.is_over(group) and turn == self._turn:
                     self._stop_all(axes)
                     return
 
     def _in_group(self, timer: int) -> list[int]:
-        """Axes that take part; the group's own list where this version of Sardana shows it."""
-        pool_controller = self._getPoolController()
-        try:
-            for controller in pool_controller.operator.configuration.get_timerable_ctrls(enabled=True):
-                if controller.element is pool_controller:
-                    axes = [channel.axis for channel in controller.get_channels(enabled=True)]
-                    return axes if timer in axes else [timer]
-        except AttributeError:  # a channel on its own
-            pass
-        return sorted({timer, *self._told} & set(self._channels)) or [timer]
+        """Axes that take part, of a group or of a channel on its own."""
+        axes = pool.axes_in_group(self)
+        return axes if timer in axes else sorted({timer, *self._told} & set(self._channels)) or [timer]
 
     def _stop_all(self, axes: list[int]) -> None:
         for number in axes:
@@ -292,11 +280,27 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
             return self._channels[axis].reference()
         return self._channels[axis].new_references()
 
+    # Sardana reads the state right after a stop or an abort and fires what it read, however late (PoolDevice.Stop and
+    # Abort: get_state(cache=False, propagate=2), without the lock of the group). Where the acquisition has ended in
+    # between, a Moving that is old comes after the On; no other event follows, and the macro waits for it for ever.
+    # So they return when the detectors are idle: nobody can read Moving then.
+
     def StopOne(self, axis: int) -> None:
         self._channels[axis].stop()
+        self._stopping.append(axis)
+
+    def StopAll(self) -> None:
+        axes, self._stopping = self._stopping, []
+        end = time.monotonic() + CLOSED
+        for axis in axes:
+            self._channels[axis].wait_idle(end - time.monotonic())
 
     def AbortOne(self, axis: int) -> None:
         self._channels[axis].stop(abort=True)
+        self._stopping.append(axis)
+
+    def AbortAll(self) -> None:
+        self.StopAll()
 
 
 assert set(Synch) == {Synch(int(member)) for member in AcqSynch}, "this Sardana has other synchronizations"

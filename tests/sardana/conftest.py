@@ -1,8 +1,7 @@
-"""A Tango database, two simulated detectors with their receivers, and a Sardana server, for the tests of one file."""
+"""A Tango database, two simulated detectors with their receivers, and a Sardana server, for all that need them."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import tempfile
@@ -10,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tango
 
 from tangods_detector.localtango import LocalTango
 from tests.sardana.stack import TOP, Sardana
 from tests.system.beamline import ON, Beamline, wait_for
 
-_numbers = itertools.count(1)
 REGION = "roi01 8 8 40 40"
 
 
@@ -35,22 +34,21 @@ def local_tango() -> Iterator[LocalTango]:
             os.environ["PYTHONPATH"] = before
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def beamlines(local_tango: LocalTango, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Beamline]]:
-    root, number = tmp_path_factory.mktemp("data"), next(_numbers)
+    root = tmp_path_factory.mktemp("data")
     with (
-        Beamline(local_tango, f"s{number}a", root, InitialRois=[REGION]) as first,
-        Beamline(local_tango, f"s{number}b", root, ["seed = 2"]) as second,
+        Beamline(local_tango, "sa", root, InitialRois=[REGION]) as first,
+        Beamline(local_tango, "sb", root, ["seed = 2"]) as second,
     ):
         yield [first, second]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sardana(
     local_tango: LocalTango, beamlines: list[Beamline], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Sardana]:
-    folder = tmp_path_factory.mktemp("sardana")
-    with Sardana(local_tango, f"s{next(_numbers)}", folder, beamlines) as running:
+    with Sardana(local_tango, "s", tmp_path_factory.mktemp("sardana"), beamlines) as running:
         yield running
 
 
@@ -58,6 +56,19 @@ def sardana(
 def first(beamlines: list[Beamline]) -> Beamline:
     """The Detector of channel det01."""
     return beamlines[0]
+
+
+@pytest.fixture
+def fresh(sardana: Sardana, first: Beamline) -> None:
+    """What one test broke is not the next one's trouble. A macro that hangs is beyond stopping: only a new server frees
+    the Door; the test that left it so has failed."""
+    if sardana.door.door.state() == tango.DevState.RUNNING:
+        sardana.stop(kill=True)
+        sardana.start()
+    if first.detector.state() == tango.DevState.FAULT:
+        first.detector.Reset()
+        wait_for("the detector idle", lambda: first.detector.state() in ON, 30)
+    sardana.group("mg")
 
 
 @pytest.fixture

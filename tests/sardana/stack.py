@@ -15,7 +15,7 @@ import numpy as np
 import tango
 
 from tangods_detector.localtango import LocalTango
-from tests.sardana.door import DoorRunner
+from tests.sardana.door import DoorRunner, MacroError
 from tests.system.beamline import Beamline, wait_for
 
 START_LIMIT = 150.0  # s; 13 s of computing on a free machine
@@ -23,13 +23,13 @@ TOP = Path(__file__).parent.parent.parent
 
 
 class Sardana:
-    """One Sardana server of this instance over the detectors of `beamlines`; scans go to `data`."""
+    """Pool and MacroServer of this instance over the detectors of `beamlines`; scans go to `data`."""
 
     def __init__(self, local: LocalTango, instance: str, folder: Path, beamlines: Sequence[Beamline]) -> None:
         self.local, self.instance, self.folder = local, instance, folder
         self.beamlines = list(beamlines)
         self.data = beamlines[0].root
-        self.server = f"Sardana/{instance}"
+        self.servers = f"Pool/{instance}", f"MacroServer/{instance}"
         self.door: DoorRunner
 
     def __enter__(self) -> Sardana:
@@ -75,8 +75,10 @@ class Sardana:
         return self.local.device(name)
 
     def start(self) -> None:
-        self.local.start(self.server, "--log-level=warning", "--without-log-file=True", limit=START_LIMIT)
+        for server in self.servers:  # the MacroServer finds the Pool's elements at once
+            self.local.start(server, "--log-level=warning", "--without-log-file=True", limit=START_LIMIT)
         self.door = wait_for("the Door", self._door, START_LIMIT)
+        wait_for("the Door's events", self._hears, START_LIMIT)
 
     def _door(self) -> DoorRunner | None:
         """None: the server answers, but does not give events yet."""
@@ -85,9 +87,18 @@ class Sardana:
         except tango.DevFailed:
             return None
 
-    def stop(self, kill: bool = False) -> int:
+    def _hears(self) -> bool:
+        """A subscription is there some time before its events come."""
+        try:
+            self.door.run("senv", "Heard", True, timeout=2.0)
+        except MacroError:
+            return False
+        return True
+
+    def stop(self, kill: bool = False) -> None:
         self.door.close()
-        return self.local.stop(self.server, kill=kill)
+        for server in reversed(self.servers):
+            self.local.stop(server, kill=kill)
 
     def run(self, *macro: object, timeout: float = 60.0) -> list[str]:
         return self.door.run(*macro, timeout=timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from sardana_ctrl import images, naming
 from sardana_ctrl.plan import PlanError, Request, Synch, plan
 from sardana_ctrl.references import DATASET, Reference, Run, as_text, parse, runs, without
 
+TOP = Path(sardana_ctrl.__file__).parent.parent
 ALL = ("INTERNAL", "SOFTWARE", "EXTERNAL_SINGLE", "EXTERNAL_MULTI", "EXTERNAL_GATE")
 
 
@@ -207,9 +209,8 @@ def test_a_file_that_is_still_open_is_waited_for(tmp_path: Path) -> None:
 
 def test_the_configuration_names_what_is_there(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "sardana_ctrl", "config", "b1", "b1/dia/det1", "b1/dia/det2"]
-    top = Path(sardana_ctrl.__file__).parent.parent
     done = subprocess.run(
-        arguments, capture_output=True, text=True, cwd=tmp_path, timeout=60, env={"PYTHONPATH": str(top)}
+        arguments, capture_output=True, text=True, cwd=tmp_path, timeout=60, env={"PYTHONPATH": str(TOP)}
     )
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load(done.stdout)
@@ -224,5 +225,70 @@ def test_the_configuration_names_what_is_there(tmp_path: Path) -> None:
             text = (Path(pool["pool_path"][0]) / controller["python_module"]).read_text()
             assert f"class {controller['python_class']}(" in text
     assert server["environment_db"] == str(tmp_path / "b1-environment")
-    paths = subprocess.run([sys.executable, "-m", "sardana_ctrl", "paths"], capture_output=True, text=True, cwd=top)
+    paths = subprocess.run([sys.executable, "-m", "sardana_ctrl", "paths"], capture_output=True, text=True, cwd=TOP)
     assert str(sardana_ctrl.POOL_PATH) in paths.stdout
+
+
+def test_the_page_tells_all() -> None:
+    top = TOP / "sardana_ctrl"
+    text = (TOP / "resources" / "sardana.md").read_text()
+    macros = (top / "macros/detector_macros.py").read_text()
+    names = set(re.findall(r"^class (det_\w+)", macros, re.MULTILINE))
+    assert {name for name in names if f"`{name}" not in text} == set()
+    for file in ("StandardDetectorTwoDCtrl", "SimulatedTriggerGateCtrl", "StandardDetectorRoiCtrl"):
+        settings = re.findall(r'^        "(\w+)": \{$', (top / f"controllers/{file}.py").read_text(), re.MULTILINE)
+        assert {name for name in settings if f"`{name}`" not in text} <= {"DeviceName", "Device", "Receiver"}
+
+
+# --- Sardana's own names --------------------------------------------------------------------------------------------
+
+NAMES = """
+import importlib.metadata
+import inspect
+import pathlib
+import sardana
+from sardana_ctrl.pool import CHECKED_WITH
+found = importlib.metadata.version("sardana")
+assert found.startswith(CHECKED_WITH + "."), f"Sardana {found}: sardana_ctrl was checked with {CHECKED_WITH} only"
+from sardana.macroserver.macro import Macro
+from sardana.macroserver.recorders.h5storage import NXscanH5_FileRecorder as Recorder
+from sardana.pool.controller import Controller
+from sardana.pool.poolacquisition import PoolAcquisition
+from sardana.pool.poolbaseelement import PoolBaseElement
+from sardana.pool.poolcontroller import PoolController
+from sardana.pool.poolmeasurementgroup import (
+    ChannelConfiguration, ControllerConfiguration, MeasurementConfiguration, PoolMeasurementGroup)
+from taurus import tauruscustomsettings
+from taurus.core.tango import tangoattribute
+for owner, names in {
+    Controller: ["_getPoolController"],
+    PoolController: ["operator", "get_element"],
+    PoolBaseElement: ["get_state"],
+    MeasurementConfiguration: ["get_timerable_ctrls"],
+    ControllerConfiguration: ["get_channels"],
+    PoolMeasurementGroup: ["configuration", "acquisition"],
+    PoolAcquisition: ["is_running"],
+    Recorder: ["_endRecordList", "sanitizeName"],
+    Macro: ["addObj"],
+    tauruscustomsettings: ["FILTER_OLD_TANGO_EVENTS"],
+}.items():
+    for name in names:
+        assert hasattr(owner, name), f"{owner.__name__}.{name} is gone"
+for owner, words in {
+    PoolMeasurementGroup: ["self._pending_starts = self.nb_starts", "self._pending_starts -= 1"],
+    Recorder: ["self.datadesc", "self.entryname", "self.currentlist", "self.fd"],
+    tangoattribute: ["FILTER_OLD_TANGO_EVENTS"],
+}.items():
+    for word in words:
+        assert word in inspect.getsource(owner), f"{owner.__name__}: {word} is gone"
+assert list(inspect.signature(PoolBaseElement.get_state).parameters) == ["self", "cache", "propagate"]
+assert "enabled" in inspect.signature(MeasurementConfiguration.get_timerable_ctrls).parameters
+macros = pathlib.Path(sardana.__file__).parent / "macroserver/macros"
+assert "_GeneralHooks" in (macros / "env.py").read_text(), "general hooks are kept elsewhere"
+"""
+
+
+def test_names_of_sardana_that_are_not_documented() -> None:
+    """They are listed, with reasons, in sardana_ctrl/pool.py: another version of Sardana may have others."""
+    done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, timeout=100, cwd=TOP)
+    assert done.returncode == 0, done.stderr

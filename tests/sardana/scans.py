@@ -1,4 +1,6 @@
-"""Scans through a Door: each point has its own image, all of a scan in one file of the detector."""
+"""Scans through a Door: each point has its own image, all of a scan in one file of the detector.
+
+Collected by test_with_servers.py."""
 
 from __future__ import annotations
 
@@ -14,20 +16,9 @@ import pytest
 
 from tests.sardana.door import MacroError
 from tests.sardana.stack import TOP, Sardana, Scan
-from tests.system.beamline import Beamline
+from tests.system.beamline import ON, Beamline, wait_for
 
 PAGE = TOP / "resources" / "sardana.md"
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.soak,  # a Door hangs after an abort now and then; not explained yet
-    pytest.mark.timeout(300),
-    pytest.mark.usefixtures("nobody_armed"),
-]
-
-
-@pytest.fixture(autouse=True)
-def group(sardana: Sardana) -> None:
-    sardana.group("mg")
 
 
 @pytest.fixture
@@ -79,6 +70,30 @@ def test_fly_scan_by_hardware(sardana: Sardana, first: Beamline, one_file: None)
     sardana.group("mg_hw")
     scan(sardana, "ascanct", "mot01", 0, 1, 199, 0.008, 0.002, points=200)
     assert (first.detector.TriggerMode, first.detector.nTriggers) == ("EXTERNAL_MULTI", 200)
+
+
+def test_fly_scan_by_position(sardana: Sardana, first: Beamline, one_file: None) -> None:
+    """Edges come where the motor is, whatever the time: here a second motor, which only we move."""
+    sardana.group("mg_hw")
+    scanned, motor, trigger = (sardana.element(name) for name in ("mot01", "mot02", "tg01"))
+    sardana.run("mv", "mot01", 0, "mot02", -1)
+    sardana.run("senv", "ScanMntGrpFinishTimeout", 100)
+    trigger.Motor = "mot02"
+    try:
+        sardana.door.start("ascanct", "mot01", 0, 1, 39, 0.008, 0.002)
+        wait_for("the end of the motion", lambda: scanned.Position > 1 and scanned.state() in ON, 30)
+        assert first.detector.nFramesAcquired == 0
+        motor.Position = 0.3
+        wait_for("some images", lambda: first.detector.nFramesAcquired >= 12, 30)
+        wait_for("the motor", lambda: motor.state() in ON, 30)
+        assert first.detector.nFramesAcquired == 12, "at 0/39, 1/39 ... 11/39"
+        motor.Position = 1.1
+        sardana.door.wait()
+    finally:
+        trigger.Motor = ""
+        sardana.run("usenv", "ScanMntGrpFinishTimeout")
+    made = sardana.last_scan()
+    assert made.tags() == list(range(40)) and made.missing() == []
 
 
 def test_500_points_at_200_hz_lose_nothing(sardana: Sardana, first: Beamline, one_file: None) -> None:
@@ -313,7 +328,13 @@ def like(line: str, data: Path) -> re.Pattern[str]:
 def test_what_the_page_for_users_says(sardana: Sardana) -> None:
     """Its macros run and say what it shows, its program reads the file. What it does in a shell the fixtures did."""
     (shell,) = blocks("sh")
-    for command in ("-m sardana_ctrl config", "sardana-config load --write --environment", "Sardana b1", "door/b1/1"):
+    for command in (
+        "-m sardana_ctrl config",
+        "sardana-config load --write --environment",
+        "Pool b1",
+        "MacroServer b1",
+        "door/b1/1",
+    ):
         assert command in shell
     (session,) = blocks("spock")
     said = ""
@@ -326,13 +347,3 @@ def test_what_the_page_for_users_says(sardana: Sardana) -> None:
     (program,) = blocks("python")
     printed = sardana.program("python", "-c", program.replace("/data/b1", str(sardana.data)))
     assert printed.split() == ["(200,", "64,", "80)", "True", "0"]
-
-
-def test_the_page_tells_all() -> None:
-    text = PAGE.read_text()
-    macros = (TOP / "sardana_ctrl/macros/detector_macros.py").read_text()
-    names = set(re.findall(r"^class (det_\w+)", macros, re.MULTILINE))
-    assert {name for name in names if f"`{name}" not in text} == set()
-    controller = (TOP / "sardana_ctrl/controllers/StandardDetectorTwoDCtrl.py").read_text()
-    settings = re.findall(r'^        "(\w+)": \{$', controller, re.MULTILINE)
-    assert {name for name in settings if f"`{name}`" not in text} <= {"DeviceName"}
