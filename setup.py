@@ -43,11 +43,15 @@ def compiled(name):
         *(str(c.relative_to(HERE)) for c in HERE.glob(f"tangods_receiver/{name}_*.c")),
     ]
     headers = [str(h.relative_to(HERE)) for h in HERE.glob(f"tangods_receiver/{name}_*.h")]
-    return Extension(f"tangods_receiver.{name}", sources, depends=headers, extra_compile_args=["-O3"], optional=True)
+    return Extension(f"tangods_receiver.{name}", sources, depends=headers, extra_compile_args=["-O3"])
 
 
 NAMES = ("_hotpath", "_pixels", "_ring")
-EXTENSIONS = [compiled(name) for name in NAMES if (HERE / f"tangods_receiver/{name}.pyx").exists()]
+EXTENSIONS = cythonize(
+    [compiled(name) for name in NAMES if (HERE / f"tangods_receiver/{name}.pyx").exists()], build_dir="build/cython"
+)
+for extension in EXTENSIONS:
+    extension.optional = True  # cythonize forgets it
 
 setup(
     name="tangods-detector",
@@ -71,7 +75,7 @@ setup(
         "tangods_detector.simulators": ["*.c", "*.h"],
         "tangods_receiver": ["web/*"],
     },
-    ext_modules=cythonize(EXTENSIONS, build_dir="build/cython"),
+    ext_modules=EXTENSIONS,
     python_requires=">=3.10",
     install_requires=[
         "bitshuffle>=0.5.2",
