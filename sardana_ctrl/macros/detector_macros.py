@@ -30,7 +30,7 @@ RECORDER = "DetectorScanRecorder"
 PATTERN = "DetectorFilePattern"  # environment variables
 MAKE_DIRECTORIES = "DetectorMakeDirectories"
 SLOW = 60000  # ms that a measurement group may take to prepare slow detectors
-SHOWN = ["Status", "ExposureTime", "LatencyTime", "FrameShape", "DataType", "TriggerModes"]
+SHOWN = ["ExposureTime", "LatencyTime", "FrameShape", "DataType", "TriggerModes"]
 SHOWN += ["nFramesExpected", "nFramesWritten", "nFramesMissing", "LastFilename", "LastError"]
 ENDED = 15.0  # s for a stopped detector to close its file
 
@@ -144,7 +144,7 @@ class det_info(_Detectors):
         states = []
         for one in self.detectors(detector):
             try:
-                state = str(one.device.state())
+                state, status = str(one.device.state()), one.device.status()
                 read = {a.name: a.value for a in one.device.read_attributes(SHOWN)}
             except tango.DevFailed as exc:
                 self.error("%s: %s", one.name, exc.args[0].desc)
@@ -153,7 +153,7 @@ class det_info(_Detectors):
             states.append(state)
             rows, columns = read["FrameShape"]
             self.output("%s  %s  %s", one.name, one.device.dev_name(), state)
-            self.output("  status    %s", read["Status"])
+            self.output("  status    %s", status)
             self.output("  image     %d x %d %s", rows, columns, read["DataType"])
             self.output("  exposure  %g s, dead time %g s", read["ExposureTime"], read["LatencyTime"])
             self.output("  triggers  %s", " ".join(read["TriggerModes"]))

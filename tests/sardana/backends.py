@@ -16,5 +16,5 @@ class SlowToArm(Simulator):
     """Longer than Sardana's clients wait for an answer, 3 s."""
 
     def arm(self, series: Series) -> None:
-        time.sleep(4.0)
+        time.sleep(3.5)
         super().arm(series)

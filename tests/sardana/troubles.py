@@ -223,7 +223,6 @@ def test_a_detector_without_triggers(sardana: Sardana, beamlines: list[Beamline]
 def test_a_detector_that_is_slow_to_arm(sardana: Sardana, beamlines: list[Beamline]) -> None:
     """Longer than Sardana waits for an answer (3 s): scans wait, and no image is lost."""
     with group_of(sardana, beamlines[1], "SlowToArm"):
-        sardana.run("ct", 0.005)
         sardana.run("timescan", 30, 0.004, 0.001)
         assert sardana.last_scan().tags("det02") == list(range(30))
         sardana.run("set_meas_conf", "Synchronizer", "tg01", "det02")
