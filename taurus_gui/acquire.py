@@ -15,6 +15,7 @@ from taurus_gui.source import Source
 
 ASK_AFTER = 400  # ms without a key before the receiver is asked about a file name
 SURE = 4000  # ms in which Abort must be pressed again
+POLICIES = ["ABORT", "NEXT_NUMBER", "OVERWRITE"]
 COMMANDS = {
     "Arm": ("&Arm", "F5", "Begin a series: the receiver opens the file, then the detector is armed."),
     "SoftwareTrigger": ("&Trigger", "F6", "One software trigger, in trigger mode SOFTWARE."),
@@ -35,7 +36,7 @@ class AcquirePanel(Qt.QWidget):
         self.triggers = whole_field(source, "nTriggers", self)
         self.frames = whole_field(source, "nFramesPerTrigger", self)
         self.file = TextField(source, "DestinationFilename", self)
-        self.policy = ChoiceField(source, "OverwritePolicy", self, ["ABORT", "NEXT_NUMBER", "OVERWRITE"])
+        self.policy = ChoiceField(source, "OverwritePolicy", self, POLICIES)
         self.save = SwitchField(source, "SaveRaw", self)
         self.fields: tuple[Field, ...] = (
             self.exposure, self.period, self.mode, self.triggers, self.frames, self.file, self.policy, self.save,
@@ -103,8 +104,11 @@ class AcquirePanel(Qt.QWidget):
         grid.addWidget(self.file.complaint, row + 1, 0, 1, 4)
         grid.addWidget(self.warning, row + 2, 0, 1, 4)
         grid.addWidget(self.policy.label, row + 3, 0)
-        grid.addWidget(self.policy.editor, row + 3, 1)
-        grid.addWidget(self.save.editor, row + 3, 2, 1, 2)
+        self.policy.combo.setMinimumWidth(self.fontMetrics().horizontalAdvance(max(POLICIES, key=len)) + 30)
+        both = Qt.QHBoxLayout()
+        both.addWidget(self.policy.editor, 1)
+        both.addWidget(self.save.editor)
+        grid.addLayout(both, row + 3, 1, 1, 3)
         self.save.label.hide()
         self.policy.set_label = lambda described: self.policy.label.setText("If it exists")  # type: ignore[method-assign]
         self.policy.label.setText("If it exists")

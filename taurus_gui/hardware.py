@@ -173,15 +173,15 @@ class HardwarePanel(Qt.QWidget):
         self._changed(set(self._source.readings))
 
     def _build_image(self, attributes: dict[str, Described]) -> None:
-        places = {"Rotation": (0, 0), "BitDepth": (0, 2), "Fliplr": (1, 0), "Flipud": (1, 2), "Binning": (2, 0),
-                  "Roi": (2, 2)}  # fmt: skip
-        for name, (row, column) in places.items():
+        places = {"Rotation": (0, 0, 1), "BitDepth": (0, 2, 1), "Fliplr": (1, 0, 1), "Flipud": (1, 2, 1),
+                  "Binning": (2, 0, 1), "Roi": (3, 0, 3)}  # fmt: skip
+        for name, (row, column, width) in places.items():
             if name not in attributes:
                 continue
             field = self.fields[name] = field_for(self._source, attributes[name], self)
             self._image.addWidget(field.label, 2 * row, column)
-            self._image.addWidget(field.editor, 2 * row, column + 1)
-            self._image.addWidget(field.complaint, 2 * row + 1, column, 1, 2)
+            self._image.addWidget(field.editor, 2 * row, column + 1, 1, width)
+            self._image.addWidget(field.complaint, 2 * row + 1, column, 1, width + 1)
 
     def _label(self, described: Described) -> Qt.QLabel:
         label = self.shown[described.name] = Qt.QLabel("–")

@@ -19,7 +19,7 @@ from taurus_gui.profilepane import ProfilePane
 from taurus_gui.regionpane import RegionPane
 from taurus_gui.source import Source
 
-METHODS = {"mean": "Mean of blocks", "max": "Largest of blocks", "sample": "First of blocks"}
+METHODS = {"mean": "Mean", "max": "Largest", "sample": "First"}
 TOLD = 3.0  # s over which the shown rate is counted
 
 
@@ -61,8 +61,9 @@ class LivePanel(Qt.QWidget):
         self.kind = tools.combo("Show: the newest image, or what became of those that were looked at (K)",
                                 list(pictures.KINDS.values()), self._wish)  # fmt: skip
         self.colours = tools.combo("Colours (C, Shift+C)", list(levels.MAPS), self._recolour)
-        self.method = tools.combo("What stands for several pixels where there is no room for all",
+        self.method = tools.combo("Mean, largest or first: what stands for pixels where there is no room for all",
                                   list(METHODS.values()), self._wish)  # fmt: skip
+        self.method.setMinimumContentsLength(5)
         self.log = tools.switch("Log", "Colours by the logarithm (L)", self._look)
         self.auto = tools.switch(
             "Auto", "Range: all but the darkest and brightest part of what is shown (A)", self._look
@@ -94,7 +95,7 @@ class LivePanel(Qt.QWidget):
         for widget in (self.log, self.auto, self.percent, self.low, Qt.QLabel("–"), self.high):
             between.addWidget(widget)
         bar = FlowLayout()
-        bar.setHorizontalSpacing(4)
+        bar.setHorizontalSpacing(2)
         bar.setVerticalSpacing(3)
         for widget in (self.kind, self.colours, ends, self.method):
             bar.addWidget(widget)
@@ -314,7 +315,7 @@ class LivePanel(Qt.QWidget):
         """`exact` is what the receiver says of a pixel; else what is shown, which may be of several."""
         cursor, picture = self.view.cursor, self.view.picture
         if cursor is None or picture is None:
-            self.cursor_text.setText("Point at a pixel to read its value")
+            self.cursor_text.setText("Point at a pixel")
             return
         spacing = self.geometry.geometry().spacing(cursor[0] + 0.5, cursor[1] + 0.5)
         text = pictures.readout(picture, cursor, exact, spacing)

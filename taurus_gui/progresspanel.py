@@ -183,7 +183,7 @@ class ProgressPanel(Qt.QWidget):
             ages, values = self._throughput.curve(WINDOW)
             self.curve.setData(ages, values)
             self.plot.setXRange(-WINDOW if len(ages) and ages[0] < -60 else -60, 0, padding=0)
-            self.plot.setYRange(0, max(1.0, 1.1 * float(values.max())) if len(values) else 1.0, padding=0)
+            self.plot.setYRange(0, 1.1 * max(1.0, float(values.max()) if len(values) else 0.0), padding=0)
 
     # --- the last series ----------------------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ QPushButton:disabled {{ color: {t.dim}; background: {t.window}; border-style: da
 QPushButton[kind="primary"]:enabled {{ background: {t.accent}; color: {t.on_accent}; font-weight: 600; }}
 QPushButton[kind="danger"]:enabled {{ border: 2px solid {t.ink("bad")}; color: {t.ink("bad")}; font-weight: 600; }}
 QPushButton[kind="danger"][sure="true"] {{ background: {t.ink("bad")}; color: {t.base}; }}
-QToolButton {{ border: 1px solid transparent; border-radius: 3px; padding: 2px 5px; }}
+QToolButton {{ border: 1px solid transparent; border-radius: 3px; padding: 2px 3px; }}
 QToolButton:hover {{ border-color: {t.line}; background: {t.raised}; }}
 QToolButton:checked {{ background: {t.background("busy")}; color: {t.foreground("busy")};
     border-color: {t.ink("busy")}; }}
