@@ -90,8 +90,8 @@ class Course:
             armed = True
             self._heed()
             self._wait_opened()
-            self._desk.enter(Event.READY, self._what_runs())
             self._backend.start()  # INTERNAL begins, or triggers are let through
+            self._desk.enter(Event.READY, self._what_runs())  # not before: a client that sees it may trigger at once
             self._watch()
             self._desk.enter(Event.DONE, f"{self._name}: waiting for the receiver to close the file")
             self._backend.stop()

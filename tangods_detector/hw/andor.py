@@ -237,8 +237,6 @@ class Andor(Backend):
         run = Run(series, self.camera, layout, metadata, settings.exposure_time, sensor.period, numbers)
         self._count_overflows(run)
         pump.arm(run)
-        if settings.trigger_mode not in (TriggerMode.INTERNAL, TriggerMode.SOFTWARE):
-            pump.go()  # before a client sees RUNNING and has its edges sent
 
     def _count_overflows(self, run: Run) -> None:
         """The library tells of each frame that found no buffer."""

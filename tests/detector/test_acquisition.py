@@ -80,6 +80,19 @@ class Bench:
         assert self.now.last_error == ""
 
 
+class Watching(list[Snapshot]):
+    """Snapshots; and whether the hardware had started when one said RUNNING."""
+
+    def __init__(self, backend: Pretend) -> None:
+        super().__init__()
+        self._backend, self.started = backend, set[bool]()
+
+    def append(self, snapshot: Snapshot) -> None:
+        super().append(snapshot)
+        if snapshot.state is State.RUNNING:
+            self.started.add("start" in self._backend.calls)
+
+
 @pytest.fixture
 def make() -> Iterator[Callable[..., Bench]]:
     with ExitStack() as stack:
@@ -92,6 +105,30 @@ def bench(make: Callable[..., Bench]) -> Bench:
 
 
 # --- a good series --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [TriggerMode.INTERNAL, TriggerMode.SOFTWARE])
+def test_the_hardware_has_started_when_a_client_sees_running(make: Callable[..., Bench], mode: TriggerMode) -> None:
+    """It may send an edge at once."""
+    bench = make()
+    bench.seen = seen = Watching(bench.backend)
+    bench.begin()
+    bench.acquisition.change(trigger_mode=mode)
+    bench.acquisition.arm(FILE)
+    wait_for("RUNNING", lambda: State.RUNNING in bench.states())
+    assert seen.started == {True}
+    bench.acquisition.stop()
+    bench.wait(State.IDLE)
+
+
+def test_a_start_that_fails_is_told_without_running(bench: Bench) -> None:
+    bench.backend.errors["start"] = HardwareError("the camera did not start")
+    bench.acquisition.arm(FILE)
+    assert "the camera did not start" in bench.fault()
+    assert State.RUNNING not in bench.states()
+    bench.backend.errors.clear()
+    bench.reset()
+    bench.good_series()
 
 
 def test_a_series_waits_for_the_receiver_at_both_ends(bench: Bench) -> None:
