@@ -30,10 +30,10 @@ class Numbers:
     def __init__(self, before: Numbers | None = None) -> None:
         """`before`: of the capture before, with the same camera; its stamps may go on."""
         self.next = 0  # number that the next frame has if nothing is lost
-        self.told = 0  # losses that the library told of, since the last frame; each may be of several frames
-        self.unseen = 0  # losses that were told, and that no count shows
         self.lost: list[tuple[int, int]] = []  # first, last
         self.overwritten = 0  # of them: for want of buffers
+        self._told: list[int] = []  # losses that the library told of, not settled yet: frames that had come then
+        self._ever_told = 0
         self._last: Step | None = None
         self._goes_on: bool = before is not None and before._goes_on  # else stamps begin at 0 in each capture
         self._behind = before._next_stamp if before is not None else 0
@@ -41,6 +41,16 @@ class Numbers:
     @property
     def _next_stamp(self) -> int:
         return self._last.frame_stamp + 1 if self._last is not None else self._behind
+
+    def tell(self, count: int) -> None:
+        """The library says that frames were lost, one or several, when `count` of the capture had come."""
+        self._told.append(count)
+        self._ever_told += 1
+
+    @property
+    def told(self) -> int:
+        """Losses that no frame has shown the place of, yet."""
+        return len(self._told)
 
     @property
     def count_lost(self) -> int:
@@ -51,21 +61,20 @@ class Numbers:
         if self._last is None:
             over = place
             skipped = frame_stamp - (self._behind if self._goes_on else 0)
-            gap = max(over, skipped if self.told and 0 <= skipped < NONSENSE else 0)
+            gap = max(over, skipped if self._told and 0 <= skipped < NONSENSE else 0)
         else:
             over = place - self._last.place - 1
             jumps = [_jump(self._last.frame_stamp, frame_stamp), _jump(self._last.camera_stamp, camera_stamp)]
             counted = [jump for jump in jumps if jump is not None]
-            gap = max(over, *counted) if counted else over + self.told
+            gap = max(over, *counted) if counted else over + sum(count <= place for count in self._told)
         return Step(self.next + gap, gap, over, place, frame_stamp, camera_stamp)
 
     def take(self, step: Step) -> None:
         """It was such a frame."""
-        if self._last is None and not self.told:
+        if self._last is None and not self._told:
             self._goes_on = step.frame_stamp - step.place == self._behind > 0
         self._last = step
-        self.unseen += max(0, self.told - (step.gap - step.over))
-        self.told = 0
+        self._told = [count for count in self._told[step.gap - step.over :] if count > step.place]
         self._lose(step.gap)
         self.overwritten += step.over
         self.next += 1
@@ -73,7 +82,7 @@ class Numbers:
     def give_up_told(self) -> None:
         """What the library told to be lost was the end: no frame follows."""
         self._lose(self.told)
-        self.told = 0
+        self._told = []
 
     def _lose(self, gap: int) -> None:
         if gap:
@@ -91,8 +100,9 @@ class Numbers:
             causes = [f"{full} because the buffers were full"] if full else []
             causes += [f"{lost - full} between camera and computer"] if lost > full else []
             words.append(f"lost frames: {text_of(ranges)} ({', '.join(causes)})")
-        if self.unseen:
-            words.append(f"the library told of {self.unseen} lost frames that no frame stamp shows")
+        unseen = self._ever_told - (self.count_lost - self.overwritten)
+        if unseen > 0:
+            words.append(f"the library told of {unseen} lost frames that no frame stamp shows")
         return "; ".join(words)
 
 

@@ -80,6 +80,7 @@ class Run(threading.Thread):
         self._each = 0  # frames of each edge or gate; 0: none are waited for
         self._to_fire = 0  # more of ours that a burst needs
         self._fired_at = 0.0
+        self._told_at = 0.0  # the library, of a lost frame
         self.bound: Future[str] = Future()
         self.numbers = Numbers()
         self.waiting = 0  # frames that have come and are not sent
@@ -241,7 +242,6 @@ class Run(threading.Thread):
         """Frames as they come, until all are there or somebody stops. HardwareError: the camera is lost."""
         numbers, ring, total = self.numbers, self._ring, plan.total
         place = 0  # in the capture, of the next frame to send
-        told_at = 0.0
         capturing = True
         heard = False  # the library: it tells of lost frames before it tells of one that came
         while not self._abort.is_set() and (total is None or numbers.next < total):
@@ -258,7 +258,7 @@ class Run(threading.Thread):
                 place = max(place, count - ring.buffers + 1)
             self.waiting = count - place
             if place < count and heard:
-                if ring.has_room(place) and self._send(plan, camera, place):
+                if ring.has_room(place) and self._send(plan, camera, waiter, place):
                     place += 1
                     self._blocked = False
                     self._next_of_burst(plan, camera)
@@ -266,30 +266,40 @@ class Run(threading.Thread):
                     self._blocked = True
                     ring.ring.wait(min(LOOK / 2, max(FULL, ring.slack(place, count) * plan.period / 2)))
                 continue
-            code = waiter.wait(LOOK)
+            code = self._listen(plan, camera, waiter, LOOK)
             heard = heard or code == NO_ERROR or (code == Code.TIMEOUT and place < count)
-            if code in LOST:
-                numbers.told, told_at = numbers.told + 1, time.monotonic()
-                self._next_of_burst(plan, camera)
-            elif code not in (NO_ERROR, Code.TIMEOUT, Code.ABORT) and not self._abort.is_set():
-                raise DcamError("dcamwait_start", code)
-            elif numbers.told and self._no_more_come(plan, told_at):
+            if code not in LOST and numbers.told and self._no_more_come(plan):
                 numbers.give_up_told()
 
-    def _no_more_come(self, plan: Plan, told_at: float) -> bool:
+    def _listen(self, plan: Plan, camera: Camera, waiter: Waiter, limit: float) -> int:
+        """What the library says within `limit` s; its losses are counted. DcamError: anything bad."""
+        code = waiter.wait(limit)
+        if code in LOST:
+            self.numbers.tell(camera.transferred())
+            self._told_at = time.monotonic()
+            self._next_of_burst(plan, camera)
+        elif code not in (NO_ERROR, Code.TIMEOUT, Code.ABORT) and not self._abort.is_set():
+            raise DcamError("dcamwait_start", code)
+        return code
+
+    def _no_more_come(self, plan: Plan) -> bool:
         """What the library told to be lost are the last frames that were to come: no trigger will bring more."""
         if plan.total is None or plan.free:
             return False
-        late = time.monotonic() - told_at > TOLD_LIMIT + 2 * plan.period
+        late = time.monotonic() - self._told_at > TOLD_LIMIT + 2 * plan.period
         return late and self.numbers.next + self.numbers.told >= plan.total
 
-    def _send(self, plan: Plan, camera: Camera, place: int) -> bool:
+    def _send(self, plan: Plan, camera: Camera, waiter: Waiter, place: int) -> bool:
         """False: nobody is connected."""
         ring, streamer = self._ring, self._streamer
         assert streamer is not None
         slot = ring.slot(place)
         found = camera.frame(slot)
         step = self.numbers.look(place, found.frame_stamp, found.camera_stamp)
+        if step.gap > step.over or found.frame_stamp == -1:  # what the library tells now is of this gap
+            while self._listen(plan, camera, waiter, 0) in LOST:
+                pass
+            step = self.numbers.look(place, found.frame_stamp, found.camera_stamp)
         if plan.total is None or step.number < plan.total:
             stamps = b'"frame_stamp":%d' % found.frame_stamp
             if found.camera_stamp is not None:

@@ -163,7 +163,7 @@ static void *series(void *of)
     int triggered = source != 1, free_run = mode == 6;
     int burst = mode == 8 ? (int)get(c, TRIGGERMULTIFRAME_COUNT) : 1;
     int left = 0; /* frames of this trigger */
-    double ready = now_s(), start = ready;
+    double ready = triggered ? c->started : now_s(), start = ready;
     if (active == 3 && triggered && (start = next_start(c, ready)) >= 0)
         ready = start; /* the first edge ends nothing */
     while (!over(c)) {
@@ -788,6 +788,7 @@ API DCAMERR dcamcap_start(HDCAM h, int32_t mode)
     for (struct waiter *w = c->waiters; w; w = w->next)
         w->seen = w->stop_seen = 0;
     c->status = STATUS_BUSY;
+    c->started = now_s();
     if (pthread_create(&c->thread, NULL, series, c))
         return leave(NOMEMORY);
     c->has_thread = 1;

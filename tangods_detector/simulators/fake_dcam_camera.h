@@ -80,6 +80,7 @@ struct camera {
     struct property properties[MAX_PROPERTIES];
     int nproperties;
     double temperature, felt; /* degC, and when it was so */
+    double started; /* when dcamcap_start was called: it heeds triggers from then on */
 
     int status; /* STATUS_... */
     void **buffers;

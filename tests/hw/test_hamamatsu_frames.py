@@ -56,11 +56,12 @@ def test_each_frame_gets_its_own_number(
 
 def test_the_first_frames_can_be_lost() -> None:
     numbers = Numbers()
-    numbers.told = 2
+    numbers.tell(0)
+    numbers.tell(0)
     assert take(numbers, 0, 2) == 2
     assert numbers.describe(10) == "lost frames: 0-1 (2 between camera and computer)"
     numbers = Numbers()
-    numbers.told = 1
+    numbers.tell(1)
     assert take(numbers, 0, 2) == 2, "two losses may be told at once"
     assert take(Numbers(), 0, 1) == 0, "a counter that begins at 1"
     assert take(Numbers(), 3, 3) == 3
@@ -69,8 +70,8 @@ def test_the_first_frames_can_be_lost() -> None:
 def test_losses_that_no_stamp_shows_are_told() -> None:
     numbers = Numbers()
     take(numbers, 0, 0)
-    numbers.told = 1
-    assert take(numbers, 1, 1) == 1
+    numbers.tell(1)
+    assert take(numbers, 1, 1) == 1 and numbers.told == 0
     assert numbers.describe(10) == "the library told of 1 lost frames that no frame stamp shows"
 
 
@@ -81,7 +82,7 @@ def test_stamps_of_the_next_capture_begin_anew_or_go_on(goes_on: bool) -> None:
         begin = 3 * capture * goes_on
         assert [take(numbers, place, begin + place) for place in range(3)] == [0, 1, 2]
         numbers = Numbers(numbers)
-    numbers.told = 1
+    numbers.tell(0)
     assert take(numbers, 0, 9 * goes_on + 2) == 2
 
 
@@ -89,7 +90,8 @@ def test_without_any_stamp_a_told_loss_is_one_frame() -> None:
     for stamp in (-1, 7):
         numbers = Numbers()
         assert take(numbers, 0, stamp) == 0
-        numbers.told = 2
+        numbers.tell(1)
+        numbers.tell(2)
         assert take(numbers, 2, stamp) == 4, "one was written over, two lost"
         assert take(numbers, 3, stamp) == 5
         assert (
@@ -100,11 +102,24 @@ def test_without_any_stamp_a_told_loss_is_one_frame() -> None:
 def test_losses_at_the_end() -> None:
     numbers = Numbers()
     take(numbers, 0, 0)
-    numbers.told = 2
+    numbers.tell(1)
+    numbers.tell(1)
     numbers.give_up_told()
     assert numbers.next == 3 and numbers.describe(3) == "lost frames: 1-2 (2 between camera and computer)"
     assert take(numbers, 1, 40) == 42
     assert numbers.describe(6) == "lost frames: 1-2, 3-5 (5 between camera and computer)", "not beyond the series"
+
+
+def test_losses_that_are_told_while_frames_wait() -> None:
+    """Those of a gap are settled by it, those behind the last frame are not."""
+    numbers = Numbers()
+    assert take(numbers, 0, 0) == 0
+    numbers.tell(3)
+    numbers.tell(3)
+    assert take(numbers, 1, 2) == 2 and numbers.told == 1
+    assert take(numbers, 2, 3) == 3 and numbers.told == 1
+    numbers.give_up_told()
+    assert numbers.describe(5) == "lost frames: 1, 4 (2 between camera and computer)"
 
 
 def test_stamps_that_make_no_sense_lose_nothing() -> None:
