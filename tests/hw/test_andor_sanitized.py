@@ -12,7 +12,7 @@ import pytest
 
 from tangods_detector.simulators import andor as simulator
 
-FLAGS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+FLAGS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 PROGRAM = """
 import sys, time
 from dataclasses import replace

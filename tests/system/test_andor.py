@@ -88,6 +88,7 @@ def test_every_trigger_mode(beamline: AndorBeamline, mode: str) -> None:
     file.unlink()
 
 
+@pytest.mark.parametrize("beamline", [pytest.param("zyla", marks=pytest.mark.soak), "balor"], indirect=True)
 def test_the_whole_sensor(beamline: AndorBeamline) -> None:
     """Also binned, and with 16 bits."""
     detector, roi = beamline.detector, list(beamline.detector.Roi)
@@ -213,6 +214,7 @@ class Case:
     act: Callable[[AndorBeamline], None] = lambda b: None
     early: bool = False
     lost: int | None = None
+    soak: bool = False
 
 
 LONG = {"nFramesPerTrigger": 5000}
@@ -245,6 +247,8 @@ CASES = (
     Case("buffer time-out: no frame any more", "FAULT", "gave no frame for", (), LONG, lambda b: b.tell("silent 1")),
     Case("frames come late", "ON", "complete: 20 frames", ("stall 0.5",), lost=0),
     Case("camera's own overflow", "ON", "HARDWARE_OVERFLOW", (), {"nFramesPerTrigger": 300}, overflow, lost=5),
+    Case("the same among edges", "FAULT", "HARDWARE_OVERFLOW.*nothing tells which ones", (), MULTI,
+         lambda b: (b.tell("lose 1"), b.tell("edge 4"))),  # type: ignore[func-returns-value]
     Case("damaged metadata", "ON", "damaged metadata", ("corrupt 1",), lost=0),
     Case("too few edges", "FAULT", "no trigger for 3 s", (), MULTI, lambda b: b.tell("edge 2")),
     Case("too few edges, then Stop", "ON", "ended by Stop: 2 frames", (), MULTI,
@@ -255,7 +259,8 @@ CASES = (
          lambda b: b.detector.Abort()),
     Case("cooling not reached", "FAULT", "not stable at 0 degC within 0.5 s", ("ramp never",), {}, cool, early=True),
     Case("cooling reports a fault", "FAULT", "a fault of its cooling", ("cooler fault",)),
-    Case("a call lasts 2 s", "ON", "complete: 20 frames", ("slow AT_Command:AcquisitionStop 2",), lost=0),
+    Case("a call lasts 2 s", "ON", "complete: 20 frames", ("slow AT_Command:AcquisitionStop 2",), lost=0,
+         soak=True),
 )  # fmt: skip
 
 
@@ -269,7 +274,9 @@ def table() -> Iterator[list[tuple[str, ...]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=[pytest.mark.soak] if c.soak else []) for c in CASES]
+)
 def test_a_fault(zyla: AndorBeamline, case: Case, table: list[tuple[str, ...]]) -> None:
     detector = zyla.detector
     file = zyla.set(nFramesPerTrigger=20)

@@ -97,7 +97,7 @@ def test_several_frames_with_each_edge(beamline: CameraBeamline) -> None:
 FORMATS = {"flash4": ((16, 1), (12, 1), (8, 2)), "lightning": ((16, 2), (12, 1), (12, 4))}
 
 
-@pytest.mark.parametrize("alignment", [0, 128])
+@pytest.mark.parametrize("alignment", [pytest.param(0, marks=pytest.mark.soak), 128])
 def test_depths_binning_and_padded_rows(beamline: CameraBeamline, alignment: int) -> None:
     detector = beamline.detector
     beamline.tell(f"set row_alignment {alignment}")
@@ -143,6 +143,7 @@ def test_what_goes_into_the_file(beamline: CameraBeamline) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("beamline", ["lightning"], indirect=True)  # the other one has them all, elsewhere
 @pytest.mark.parametrize("name", ["LOSTFRAME", "unplugged in the series", "Stop during a software trigger"])
 def test_a_fault(beamline: CameraBeamline, name: str) -> None:
     print(run_fault(beamline, next(case for case in CASES if case.name == name)))

@@ -52,6 +52,7 @@ class Case:
     limit: float = 15.0
     lost: tuple[int, ...] | None = None  # images; None: the file is not looked at
     only: str = ""  # model
+    soak: bool = False
 
 
 def order(name: str, number: int) -> str:
@@ -79,19 +80,21 @@ CASES = (
          (order("alloc_error", 0x80000203),)),
     Case("start refused", "FAULT", r"dcamcap_start: NORESOURCE", (order("start_error", 0x80000201),)),
     Case("unplugged in the series", "FAULT", r"NOCONNECTION \(0x80000F07\)", ("set unplug_at 50",), LONG),
-    Case("no frame any more", "FAULT", "the hardware gave no frame for 10", ("set stall_at 5",), LONG, limit=20),
+    Case("no frame any more", "FAULT", "the hardware gave no frame for 10", ("set stall_at 5",), LONG, limit=20,
+         soak=True),
     Case("no frame any more, then Stop", "ON", "ended by Stop: 5 frames", ("set stall_at 5",), LONG,
          act=lambda b: (wait_for("five", lambda: b.detector.nFramesAcquired == 5), b.detector.Stop())),  # type: ignore[func-returns-value]
     Case("an error while waiting", "FAULT", "dcamwait_start: FAILREADCAMERA",
          (order("wait_error", 0x83001002), "set wait_error_at 5")),
-    Case("LOSTFRAME", "ON", r"2 of 20 frames are missing.*lost frames: 3, 7 \(2 between camera", ("lose 3 7",),
+    Case("LOSTFRAME", "ALARM", r"2 of 20 frames are missing.*lost frames: 3, 7 \(2 between camera", ("lose 3 7",),
          lost=(3, 7)),
-    Case("MISSINGFRAME_TROUBLE", "ON", "lost frames: 3", ("lose 3", "set missing 1"), lost=(3,)),
-    Case("frames lost and not told", "ON", "lost frames: 5-9", ("set jump_at 5", "set jump 5", "set untold 1"),
+    Case("MISSINGFRAME_TROUBLE", "ALARM", "lost frames: 3", ("lose 3", "set missing 1"), lost=(3,)),
+    Case("frames lost and not told", "ALARM", "lost frames: 5-9", ("set jump_at 5", "set jump 5", "set untold 1"),
          lost=(5, 6, 7, 8, 9)),
-    Case("the last frame lost, external", "ON", "1 of 20 frames are missing.*lost frames: 19", ("lose 19",), MULTI,
+    Case("the last frame lost, external", "ALARM", "1 of 20 frames are missing.*lost frames: 19", ("lose 19",), MULTI,
          act=lambda b: b.tell("edge 20"), lost=(19,)),
-    Case("too few edges", "FAULT", "no trigger for 3 s", ("set skip_edges 2",), MULTI, act=lambda b: b.tell("edge 20")),
+    Case("too few edges", "FAULT", "no trigger for 3 s", ("set skip_edges 2",), MULTI, act=lambda b: b.tell("edge 20"),
+         soak=True),
     Case("too few edges, then Stop", "ON", "ended by Stop: 18 frames", ("set skip_edges 2",), MULTI,
          act=lambda b: (b.tell("edge 20"), wait_for("18", lambda: b.detector.nFramesAcquired == 18),
                         b.detector.Stop())),  # type: ignore[func-returns-value]
@@ -100,7 +103,7 @@ CASES = (
     Case("Abort in a long exposure", "ON", "ended by Abort", (), {"ExposureTime": 1.5},
          act=lambda b: b.detector.Abort()),
     Case("cooling not reached", "FAULT", "has not reached its temperature within 2 s.*5.0 degC",
-         ("set cooling_stuck 5", "set cooling_speed 1000"), only="flash4"),
+         ("set cooling_stuck 5", "set cooling_speed 1000"), only="flash4", soak=True),
     Case("cooling not reached, then Stop", "ON", "stopped before it began", ("set cooling_stuck 5",), act=stop,
          early=True, only="flash4"),
 )  # fmt: skip
@@ -153,7 +156,7 @@ def table() -> Iterator[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, id=c.name, marks=[pytest.mark.soak] if c.limit > 15 else []) for c in CASES]
+    "case", [pytest.param(c, id=c.name, marks=[pytest.mark.soak] if c.soak else []) for c in CASES]
 )
 def test_a_fault(beamline: CameraBeamline, case: Case, table: list[str]) -> None:
     table.append(run_fault(beamline, case))
