@@ -163,7 +163,8 @@ def set_points(device: tango.server.Device, values: Mapping[str, Any]) -> None:
     later, from Tango itself."""
     attributes = device.get_device_attr()
     for name, value in values.items():
-        attributes.get_w_attr_by_name(name).set_write_value(value)
+        if value == value:  # with NaN, where there is none, Tango would refuse to show the attribute at all
+            attributes.get_w_attr_by_name(name).set_write_value(value)
 
 
 def push(device: tango.server.Device, name: str, value: Any) -> AttrQuality:
