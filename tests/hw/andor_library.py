@@ -35,9 +35,10 @@ def expected_image(number: int, settings: Settings, size: tuple[int, int], bits:
     """What the camera sees in exposure `number`, rows x columns of uint16, with settings that it accepted."""
     x, y, width, height = settings.roi or (0, 0, size[1], size[0])
     bin_x, bin_y = settings.binning
-    columns = 37 * (x + bin_x * np.arange(width // bin_x, dtype=np.uint32))
-    rows = 1031 * (y + bin_y * np.arange(height // bin_y, dtype=np.uint32))
-    image = ((rows[:, None] + columns) & ((1 << bits) - 1)).astype(np.uint16)
+    columns = (37 * (x + bin_x * np.arange(width // bin_x))).astype(np.uint16)  # modulo 2^16
+    rows = (1031 * (y + bin_y * np.arange(height // bin_y))).astype(np.uint16)
+    image = rows[:, None] + columns
+    image &= np.uint16((1 << bits) - 1)
     for row in (0, -1):
         image[row, :4] = (number & 0xFFF, number >> 12 & 0xFFF, *MARKS)
     return image

@@ -89,9 +89,10 @@ def code(name: int) -> float:
 def expected(shape: tuple[int, int], bits: int, number: int) -> np.ndarray[Any, Any]:
     """The image with this number. `bits` 8: uint8; 12 and 16: values of 12 bits."""
     mask, width = (255, 8) if bits == 8 else (4095, 12)
-    image = (4 * np.arange(shape[0])[:, None] + np.arange(shape[1])) & mask
+    image = 4 * np.arange(shape[0], dtype=np.uint16)[:, None] + np.arange(shape[1], dtype=np.uint16)
+    image &= np.uint16(mask)
     image[:, :4] = [number >> width * k & mask for k in range(4)]
-    return image.astype(np.uint8 if bits == 8 else np.uint16)
+    return image.astype(np.uint8 if bits == 8 else np.uint16, copy=False)
 
 
 def pixels(frame: Frame) -> np.ndarray[Any, Any]:

@@ -127,10 +127,10 @@ def test_every_pixel(
 
 
 def test_the_whole_sensor_is_sent_as_it_is(fake: Fake) -> None:
-    with connected(fake, LIGHTNING, 400_000_000) as backend, Listener(backend.endpoints()) as listener:
+    with connected(fake, LIGHTNING, 260_000_000) as backend, Listener(backend.endpoints()) as listener:
         run(backend, listener, Settings(0.01, n_frames_per_trigger=2))
         for frame in listener.frames():
-            np.testing.assert_array_equal(pixels(frame), expected((2592, 4608), 16, frame.number))
+            assert np.array_equal(pixels(frame), expected((2592, 4608), 16, frame.number))
 
 
 def test_stamps_and_times_go_with_the_images(fake: Fake) -> None:
