@@ -125,6 +125,7 @@ def interpreters() -> dict[str, str]:
 
 @pytest.mark.soak
 @pytest.mark.system
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("version", SUPPORTED)
 def test_into_an_empty_environment_of_each_python(version: str, sdist: Path, tmp_path: Path) -> None:
     """Compiled, with all that it requires fetched as users do, nothing in conflict; then the demo's acquisition."""
