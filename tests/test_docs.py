@@ -4,6 +4,7 @@ said, and no public name is left out."""
 from __future__ import annotations
 
 import ast
+import gzip
 import importlib
 import inspect
 import re
@@ -17,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import tango
+import yaml
 
 from tangods_detector.hw import BACKENDS, load_backend
 from tangods_detector.hw.base import Backend
@@ -209,6 +211,24 @@ def test_getting_started(tmp_path: Path) -> None:
     for name, frames in (("scan_1", 100), ("scan_2", 50), ("steps_1", 5)):
         with h5py.File(tmp_path / f"data/{name}.h5") as file:
             assert file["entry/instrument/detector/data"].shape[0] == frames
+
+
+def test_recovering_a_file(tmp_path: Path) -> None:
+    """Every block of the page, with a file that a killed receiver left."""
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data/scan_00007.h5"
+    file.write_bytes(gzip.decompress((ROOT / "tests/receiver/format_1_killed.h5.gz").read_bytes()))
+    with file.open("r+b") as raw:
+        raw.truncate(int.from_bytes(file.read_bytes()[40:48], "little"))  # the horizon, which is not packed
+    with Shell(tmp_path) as shell:
+        said = [shell.run(block) for block in blocks((DOCS / "howto/recover.md").read_text())]
+    assert "recovered" in said[0] and "ok" in said[1] and "missing:" in said[2]
+
+
+def test_the_smallest_configuration(tmp_path: Path) -> None:
+    (block,) = blocks((DOCS / "reference/yaml.md").read_text())
+    made = config.make(yaml.safe_load(block.text.replace("/data", str(tmp_path))))
+    assert made.root == tmp_path
 
 
 # --- examples --------------------------------------------------------------------------------------------------------

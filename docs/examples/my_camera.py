@@ -17,7 +17,7 @@ READOUT = 1e-4  # s between two exposures
 
 
 @dataclass(frozen=True)
-class Options:
+class CameraOptions:
     """What BackendOptions may say; each with a sentence for the operator."""
 
     port: int = option(9998, "TCP port of the stream")
@@ -28,7 +28,7 @@ class Options:
 class MyCamera(Backend):
     """The thread `_expose` is the hardware; all else is what a driver of it would be."""
 
-    Options = Options
+    Options = CameraOptions
     trigger_modes = frozenset({TriggerMode.INTERNAL, TriggerMode.SOFTWARE})
     parameters = (
         Parameter(
@@ -42,7 +42,7 @@ class MyCamera(Backend):
         ),
     )
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: CameraOptions) -> None:
         self.options = options
         self.brightness = 1000
         self._streamer: Streamer | None = None
@@ -137,4 +137,4 @@ class MyCamera(Backend):
         rows, columns = np.indices(shape)
         waves = np.cos(rows / 9 + number) * np.cos(columns / 9)
         picture = ((waves + 1) * self.brightness / 2).astype(dtype)
-        return self._streamer.frame(number, memoryview(picture).cast("B"), shape=shape, dtype=dtype, codec="none")
+        return self._streamer.frame(number, picture.data.cast("B"), shape=shape, dtype=dtype, codec="none")

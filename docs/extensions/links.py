@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+_ATTRIBUTE = re.compile(r'\s(id|href|src)="([^"]+)"')
 
-class Page(HTMLParser):
-    """`anchors` that one can lead to, `links` to elsewhere, of one file."""
+
+class Page:
+    """`anchors` that one can lead to, `links` to elsewhere, of one file as Sphinx writes it."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.anchors: set[str] = set()
-        self.links: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        for name, value in attributes:
-            if value and name == "id":
-                self.anchors.add(value)
-            elif value and name in ("href", "src"):
-                self.links.append(value)
+        found = [(name, unescape(value)) for name, value in _ATTRIBUTE.findall(path.read_text(encoding="utf-8"))]
+        self.anchors = {value for name, value in found if name == "id"}
+        self.links = [value for name, value in found if name != "id"]
 
 
 @cache

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 _CODE = re.compile(r"(`[^`]+`)")
+_PAGE = re.compile(r"(?<![`/\w])(resources/[\w/]+\.md)")
 _MARKUP = re.compile(r"([\\*_<>\[\]|~#$])")
 _INSIDE = re.compile(r"(?<=\w)_(?=\w)")
 
 
 def sentence(text: str | None) -> str:
     """A docstring or description in one line; what is between backticks stays code, all else is plain."""
-    parts = _CODE.split(" ".join((text or "").split()))
+    parts = _CODE.split(_PAGE.sub(r"`\1`", " ".join((text or "").split())))
     return "".join(part if n % 2 else _plain(part) for n, part in enumerate(parts))
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tangods_receiver.recovery import check
+from tests.pages import blocks
 from tests.system.beamline import DATASET, wait_for
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -73,10 +74,9 @@ def test_keep_until_it_is_ended(tmp_path: Path, sign: signal.Signals) -> None:
 
 def test_the_example_of_the_readme_in_itango(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    found = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert found
+    (block,) = (block for block in blocks(readme) if block.language == "python")
     example = tmp_path / "example.py"
-    example.write_text(found[1])
+    example.write_text(block.text)
     output = tmp_path / "output"
     demo = start(output, "--keep")
     try:
