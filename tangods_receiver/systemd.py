@@ -8,9 +8,12 @@ import socket
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 5.0  # s; a manager that is busy lets datagrams wait, as many as max_dgram_qlen, and takes no more
+
 
 def notify(*lines: str) -> None:
-    """Send assignments such as READY=1 to the socket that NOTIFY_SOCKET names (sd_notify(3)); never waits, never fails.
+    """Send assignments such as READY=1 to the socket that NOTIFY_SOCKET names (sd_notify(3)). Never fails; STATUS alone,
+    of which there will be another, does not wait for a busy manager.
 
     A datagram is all there is to it, and the libraries for it are not kept up or need systemd's headers."""
     address = os.environ.get("NOTIFY_SOCKET", "")
@@ -21,7 +24,7 @@ def notify(*lines: str) -> None:
     text = "\n".join(line.replace("\n", " ") for line in lines)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
-            one.setblocking(False)
+            one.settimeout(0.0 if text.startswith("STATUS=") else PATIENCE)
             one.sendto(text.encode(), address)
     except OSError as exc:
         log.debug("systemd at NOTIFY_SOCKET is not told %r: %s", text, exc.strerror or exc)

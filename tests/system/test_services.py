@@ -32,7 +32,7 @@ RESOURCES = Path(__file__).parents[2] / "resources"
 UNITS = sorted((RESOURCES / "systemd").glob("*.service"))
 DOCKERFILE = RESOURCES / "docker" / "Dockerfile"
 PROMETHEUS = RESOURCES / "prometheus"
-LIMIT = 60.0  # s until a server says that it is ready
+LIMIT = 120.0  # s until a server says that it is ready, on a machine that does much else
 BIN = Path(sys.executable).parent
 
 
@@ -64,15 +64,6 @@ class Systemd:
             while True:
                 self.told += self._socket.recv(65536).decode().splitlines()
         return self.told
-
-    def wait(self, line: str, process: subprocess.Popen[bytes]) -> None:
-        """AssertionError where it does not come, or the server ends."""
-        end = time.monotonic() + LIMIT
-        while line not in self.told:
-            assert process.poll() is None and time.monotonic() < end, f"{line} never came, only {self.told}"
-            self._socket.settimeout(0.1)
-            with contextlib.suppress(TimeoutError):
-                self.told += self._socket.recv(65536).decode().splitlines()
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
@@ -230,7 +221,7 @@ def healthy(service: Beamline) -> dict[str, bool]:
 
 @pytest.mark.system
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ready_when_it_answers_and_stopping_with_the_file_closed(service: Beamline, tmp_path: Path) -> None:
     names = {"receiver": service.receiver_name, "detector": service.detector_name}
     assert healthy(service) == {"receiver": False, "detector": False}
@@ -241,11 +232,15 @@ def test_ready_when_it_answers_and_stopping_with_the_file_closed(service: Beamli
             listeners[stage] = stack.enter_context(Systemd(str(address)))
             process = processes[stage] = started(stage, service, tmp_path, NOTIFY_SOCKET=str(address))
             stack.callback(_ended, process)
-        for stage, name in names.items():
-            listeners[stage].wait("READY=1", processes[stage])
-            proxy = service.local.device(name)
-            assert proxy.state() != tango.DevState.FAULT, "it answers, at the first call"
-            setattr(service, stage, proxy)
+        waiting, end = dict(names), time.monotonic() + LIMIT
+        while waiting:
+            assert all(process.poll() is None for process in processes.values()) and time.monotonic() < end, waiting
+            for stage, name in list(waiting.items()):
+                if "READY=1" in listeners[stage].look():
+                    proxy = service.local.device(name)
+                    assert proxy.state() != tango.DevState.FAULT, "it answers, at the first call"
+                    setattr(service, stage, proxy)
+                    del waiting[stage]
         service.wait_on(LIMIT)
         assert healthy(service) == {"receiver": True, "detector": True}
         file = service.set(nFramesPerTrigger=100_000, FrameTime=0.01)
