@@ -12,8 +12,8 @@ PATIENCE = 5.0  # s; a manager that is busy lets datagrams wait, as many as max_
 
 
 def notify(*lines: str) -> None:
-    """Send assignments such as READY=1 to the socket that NOTIFY_SOCKET names (sd_notify(3)). Never fails; STATUS alone,
-    of which there will be another, does not wait for a busy manager.
+    """Send assignments such as READY=1 to the socket that NOTIFY_SOCKET names (sd_notify(3)). Never fails;
+    STATUS alone, of which there will be another, does not wait for a busy manager.
 
     A datagram is all there is to it, and the libraries for it are not kept up or need systemd's headers."""
     address = os.environ.get("NOTIFY_SOCKET", "")
