@@ -61,6 +61,7 @@ class AcquirePanel(Qt.QWidget):
             signal.connect(self._other_name)
         self.file.line.setPlaceholderText("no file: live view only")
         source.changed.connect(self._changed)
+        source.described.connect(self._widen)  # labels are the device's own
         source.connection_changed.connect(self._refresh)
         source.receiver_changed.connect(self._ask.start)
         source.answered.connect(self._answered)
@@ -116,13 +117,13 @@ class AcquirePanel(Qt.QWidget):
         grid.addWidget(self.policy.complaint, row + 4, 0, 1, 4)
         grid.addWidget(self.coming, row + 5, 0, 1, 4)
         grid.setRowStretch(row + 6, 1)
-        area = Qt.QScrollArea()  # small screens: fields that do not fit are scrolled, the buttons never
+        self._form = fields
+        self.area = area = Qt.QScrollArea()  # small screens: fields that do not fit are scrolled, the buttons never
         area.setFrameShape(Qt.QFrame.NoFrame)
         area.setWidgetResizable(True)
         area.setHorizontalScrollBarPolicy(Qt.Qt.ScrollBarAlwaysOff)
         area.setWidget(fields)
-        bar = area.verticalScrollBar().sizeHint().width()
-        self.setMinimumWidth(fields.minimumSizeHint().width() + bar)
+        self._widen()
         below = Qt.QVBoxLayout()
         below.setContentsMargins(8, 0, 8, 4)
         below.addWidget(self.refusal)
@@ -132,6 +133,11 @@ class AcquirePanel(Qt.QWidget):
         layout.setSpacing(2)
         layout.addWidget(area, 1)
         layout.addLayout(below)
+
+    def _widen(self) -> None:
+        """So that no field is cut off, beside a scroll bar too."""
+        bar = self.area.verticalScrollBar().sizeHint().width()
+        self.setMinimumWidth(self._form.minimumSizeHint().width() + bar)
 
     def _row(self, grid: Qt.QGridLayout, row: int, field: Field) -> int:
         grid.addWidget(field.label, row, 0)

@@ -16,7 +16,7 @@ from taurus_gui.progresspanel import ProgressPanel
 from taurus_gui.source import Source
 from taurus_gui.statebar import StateBar
 
-LEFT = 372  # pixels of the left column
+LEFT = 384  # pixels of the left column
 PANELS = ("Acquire", "Progress", "Live view", "File", "Hardware", "Log")
 
 
@@ -123,7 +123,9 @@ class DetectorWidget(TaurusWidget):
         """As soon as there is room to share out."""
         docks = self._docks
         if docks:
-            self.inner.resizeDocks([docks["Acquire"], docks["Live view"]], [LEFT, 3 * LEFT], Qt.Qt.Horizontal)
+            self.inner.resizeDocks(
+                [docks["Acquire"], docks["Live view"]], [LEFT, max(LEFT, self.width() - LEFT)], Qt.Qt.Horizontal
+            )
             self.inner.resizeDocks([docks["Acquire"], docks["Progress"]], [410, 290], Qt.Qt.Vertical)
 
     def set_movable(self, movable: bool) -> None:

@@ -70,6 +70,8 @@ def test_nothing_is_cut_off(bench: Bench) -> None:
             bench.geometry()
             assert (bench.window.width(), bench.window.height()) == (1366, 768)
             assert list(cut_off(bench.window)) == []
+        form = bench.widget.acquire.area
+        assert form.widget().width() == form.viewport().width()  # is not scrolled sideways
         for panel in ("File", "Hardware", "Log"):
             bench.widget.show_panel(panel)
             bench.geometry()
