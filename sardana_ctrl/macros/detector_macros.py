@@ -312,6 +312,7 @@ class det_setup(_Detectors):
 
     def run(self) -> None:
         group = self.group()
+        group.getDeviceProxy().set_timeout_millis(SLOW)
         detectors = self.detectors()
         for one in detectors:
             if not all(group.getValueRefEnabled(one.name).values()):

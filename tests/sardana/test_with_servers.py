@@ -10,6 +10,6 @@ from tests.sardana.troubles import *  # noqa: E402, F403
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),  # the first also starts the servers
     pytest.mark.usefixtures("fresh", "nobody_armed"),
 ]
