@@ -36,7 +36,7 @@ class Shell:
     """One bash in `folder`: what a block leaves behind, variables and jobs, is there for the next. Everything that was
     started in it ends with it."""
 
-    def __init__(self, folder: Path, limit: float = 90.0) -> None:
+    def __init__(self, folder: Path, limit: float = 150.0) -> None:
         self._folder, self._limit = folder, limit
         self._number = 0
 
