@@ -107,6 +107,7 @@ class AcquirePanel(Qt.QWidget):
         grid.addWidget(self.policy.label, row + 3, 0)
         self.policy.combo.setMinimumWidth(self.fontMetrics().horizontalAdvance(max(POLICIES, key=len)) + 30)
         both = Qt.QHBoxLayout()
+        both.setSpacing(8)
         both.addWidget(self.policy.editor, 1)
         both.addWidget(self.save.editor)
         grid.addLayout(both, row + 3, 1, 1, 3)

@@ -189,3 +189,4 @@ def test_a_long_series_overnight(beamline, desk, frames):
     finally:
         idle(beamline)
         beamline.detector.Roi = [0, 0, 640, 512]
+        beamline.acquire(nFramesPerTrigger=1)  # the next window begins with a whole image

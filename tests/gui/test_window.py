@@ -216,7 +216,7 @@ def test_demo_opens_everything_with_one_command(screen, tmp_path):
             assert line, said
             said += line
         assert re.search(r"live page: http://127.0.0.1:\d+", said)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 150
         while not (window := _window_of(demo.pid)):
             assert time.monotonic() < end and demo.poll() is None
             time.sleep(0.1)
