@@ -14,7 +14,7 @@ import numpy as np
 import tango
 from numpy.typing import NDArray
 from tango import AttReqType, AttrQuality, AttrWriteType, DevState
-from tango.server import Device, attribute, command, device_property
+from tango.server import attribute, command, device_property
 
 from tangods_detector import __version__
 from tangods_detector.acquisition import Acquisition
@@ -165,7 +165,7 @@ def _filename(text: str) -> str:
     return text.strip()
 
 
-class Detector(Device):
+class Detector(tango_edge.AlarmedDevice):
     """Area detector: set exposure, number of triggers and file name, Arm, and wait for ON."""
 
     # --- properties --------------------------------------------------------------------------------------------------
@@ -773,19 +773,8 @@ class Detector(Device):
 
     # --- states and events -------------------------------------------------------------------------------------------
 
-    def always_executed_hook(self) -> None:
-        self._show()
-
-    def dev_state(self) -> DevState:
-        self._show()
-        return super().dev_state()
-
-    def dev_status(self) -> str:
-        self._show()
-        self.set_state(super().dev_state())  # in ALARM Tango adds which attribute it is
-        return str(super().dev_status())
-
-    def _show(self) -> None:
+    def show(self) -> None:
+        """State and Status are those of the series."""
         snapshot = self._snapshot
         self.set_state(STATES[snapshot.state])
         self.set_status(snapshot.status or snapshot.state.value)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from tango import AttrQuality, DevState
-from tango.server import Device, attribute, command, device_property
+from tango.server import attribute, command, device_property
 
 from tangods_receiver import __version__, config, imaging, rois, stats, tango_edge
 from tangods_receiver.engine import Engine
@@ -124,7 +124,7 @@ def _or_nan(value: float | None) -> float:
     return nan if value is None else value
 
 
-class StreamReceiver(Device):
+class StreamReceiver(tango_edge.AlarmedDevice):
     """Receives a detector's image stream over ZeroMQ and writes HDF5/NeXus files."""
 
     Address: str = device_property(
@@ -712,7 +712,7 @@ class StreamReceiver(Device):
             self._now = stats.Snapshot(
                 state="error", error=f"{reason}. Correct the properties, then give the command Reset"
             )
-            self._show()
+            self.show()
             engine = None
         else:
             self._engine = engine
@@ -762,18 +762,13 @@ class StreamReceiver(Device):
     def always_executed_hook(self) -> None:
         """Before each request: a client reads what is, not what was. An engine elsewhere may not answer: the watcher
         alone asks it."""
+        super().always_executed_hook()
         if isinstance(self._engine, Engine):
             self._look(self._engine)
 
-    def dev_status(self) -> str:
-        self._show()
-        self.set_state(super().dev_state())  # in ALARM Tango adds which attribute it is
-        text = str(super().dev_status())
-        self._show()
-        return text
-
     def read_attr_hardware(self, attributes: Any) -> None:
-        """Once before the attributes of a request are read: regions are those of the newest image, and of one."""
+        """Regions are those of the newest image, and of one."""
+        super().read_attr_hardware(attributes)
         if isinstance(self._engine, Engine):
             known = self.get_device_attr()
             if any(known.get_attr_by_ind(index).get_name().startswith("Roi") for index in attributes):
@@ -785,9 +780,10 @@ class StreamReceiver(Device):
             self._now = engine.snapshot()
         except DaqError as exc:
             self._now = replace(self._now, state="unreachable", error=str(exc))
-        self._show()
+        self.show()
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """State and Status are those of the engine."""
         self.set_state(STATES.get(self._now.state, DevState.UNKNOWN))
         self.set_status(status_text(self._now))
 

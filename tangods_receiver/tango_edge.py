@@ -203,6 +203,43 @@ def push_state(device: tango.server.Device) -> None:
     systemd.notify(f"STATUS={device.get_name()}: {status}")
 
 
+class AlarmedDevice(Device):
+    """A device whose Status tells which attribute is in its alarm limits, whether or not State is read, too."""
+
+    _found: DevState | None = None  # by the request that reads attributes now
+    _looking = False
+
+    def show(self) -> None:
+        """Set State and Status, without a look at limits."""
+        raise NotImplementedError
+
+    def always_executed_hook(self) -> None:
+        self._found = None
+        self.show()
+
+    def read_attr_hardware(self, attributes: Any) -> None:
+        """Once before the attributes of a request are read. Tango's dev_state reads those that have limits, too, and
+        forgets what the same request has read of them: it must come before."""
+        if not self._looking:
+            self._looking = True
+            try:
+                self._found = self.dev_state()
+            finally:
+                self._looking = False
+
+    def dev_state(self) -> DevState:
+        self.show()
+        return super().dev_state()
+
+    def dev_status(self) -> str:
+        state = self.dev_state() if self._found is None else self._found
+        self.show()
+        self.set_state(state)  # in ALARM Tango adds which attribute it is
+        text = str(super().dev_status())
+        self.show()
+        return text
+
+
 class EventPusher:
     """Pushes a device's events from a thread of its own, so that nobody who has news ever waits for Tango.
 

@@ -208,6 +208,15 @@ def test_what_cannot_be_is_refused(device: tango.DeviceProxy, name: str, value: 
     np.testing.assert_array_equal(device.read_attribute(name).value, before)
 
 
+def test_status_takes_no_value_away_that_is_read_with_it(device: tango.DeviceProxy) -> None:
+    """Tango's alarm logic reads attributes once more."""
+    for name in ("nFramesMissing", "nFramesWritten"):
+        for names in (["Status", name], [name, "Status"], [name, "State", "Status"], ["State", name, "Status"], [name]):
+            replies = device.read_attributes(names)
+            assert not any(reply.has_failed for reply in replies), names
+            assert dict(zip(names, (reply.value for reply in replies), strict=True))[name] == 0, names
+
+
 def test_events_of_states_settings_and_counters(device: tango.DeviceProxy) -> None:
     seen: dict[str, list[Any]] = {}
     changed = threading.Condition()

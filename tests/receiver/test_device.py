@@ -216,6 +216,15 @@ def test_check_file(device, tmp_path):
     assert failed.value.args[0].origin == "StreamReceiver.CheckFile"
 
 
+def test_status_takes_no_value_away_that_is_read_with_it(device):
+    """Tango's alarm logic reads attributes once more."""
+    for name in ("nFramesMissing", "nFramesWritten"):
+        for names in (["Status", name], [name, "Status"], [name, "State", "Status"], ["State", name, "Status"], [name]):
+            replies = device.read_attributes(names)
+            assert not any(reply.has_failed for reply in replies), names
+            assert dict(zip(names, (reply.value for reply in replies), strict=True))[name] == 0, names
+
+
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
