@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from contextlib import ExitStack, contextmanager
-from contextlib import nullcontext as nobody
 from pathlib import Path
 
 import h5py
