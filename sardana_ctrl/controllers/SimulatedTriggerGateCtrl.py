@@ -179,14 +179,16 @@ def _fire_by_position(
     """When the last edge came."""
     for detector in detectors:
         detector.SimulatedEdgePeriod = 0.0
-    fired = 0
-    while fired < group.repeats and not end.wait(LOOK / 2) and any(_armed(detector) for detector in detectors):
+    fired = [0] * len(detectors)
+    while min(fired, default=group.repeats) < group.repeats and any(_armed(detector) for detector in detectors):
+        if end.wait(LOOK / 2):
+            break
         steps = (float(motor.read_attribute("Position").value) - group.initial) / group.step
         passed = min(group.repeats, floor(steps + SLACK) + 1)
-        if passed > fired:
-            for detector in detectors:
-                detector.SimulatedEdges = int(detector.SimulatedEdges) + passed - fired
-            fired = passed
+        for index, detector in enumerate(detectors):
+            if passed > fired[index] and not detector.SimulatedEdges:  # else it may heed one while we add others
+                detector.SimulatedEdges = passed - fired[index]
+                fired[index] = passed
     return time.monotonic()
 
 

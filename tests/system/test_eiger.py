@@ -127,8 +127,8 @@ CASES = (
     Case("restart in the series (na)", "FAULT", "restarted|refused|disconnected|not answered|reset", {"restart_at": 50},
          LONG, limit=20),
     Case("restart between series (na)", "ON", "complete", {}, act=lambda b: None, lost=()),
-    Case("an image lost", "ON", "1 of 20 frames are missing", {"lose": [7]}, lost=(7,)),
-    Case("the last image lost, external", "ON", "1 of 20 frames are missing", {"lose": [19]}, MULTI,
+    Case("an image lost", "ALARM", "1 of 20 frames are missing", {"lose": [7]}, lost=(7,)),
+    Case("the last image lost, external", "ALARM", "1 of 20 frames are missing", {"lose": [19]}, MULTI,
          act=lambda b: b.unit.edge(4), lost=(19,)),
     Case("an image twice", "ON", "complete", {"duplicate": [7]}, lost=()),
     Case("two images out of order", "ON", "complete", {"reorder": [7]}, lost=()),
@@ -139,14 +139,14 @@ CASES = (
     Case("a corrupt blob", "FAULT", "refused", {"corrupt": [7]}),
     Case("wrong size", "FAULT", "refused", {"wrong_size": [7]}),
     Case("a part missing", "FAULT", "refused", {"missing_part": [7]}),
-    Case("full queue", "ON", "dropped 3 messages", {"full_queue": 3}, lost=(0, 1, 2)),
+    Case("full queue", "ALARM", "dropped 3 messages", {"full_queue": 3}, lost=(0, 1, 2)),
     Case("other pixels in the next series", "ON", "complete", {"bit_depth": 32}),
     Case("too few edges", "FAULT", "no trigger for 3 s", {"skip_edges": 2}, MULTI, act=lambda b: b.unit.edge(4)),
     Case("too few edges, then Stop", "ON", "ended by Stop: 10 frames", {"skip_edges": 2}, MULTI,
          act=lambda b: (b.unit.edge(4), time.sleep(0.5), b.detector.Stop())),  # type: ignore[func-returns-value]
     Case("Abort in an exposure of 60 s", "ON", "ended by Abort", {}, {"ExposureTime": 60.0, "FrameTime": 0.0},
          act=lambda b: b.detector.Abort()),
-    Case("somebody else disarms, external", "ON", "complete: 5 frames", {}, MULTI,
+    Case("somebody else disarms, external", "ALARM", "complete: 5 frames", {}, MULTI,
          act=lambda b: (b.unit.edge(1), time.sleep(0.5), b.unit.command("disarm"))),  # type: ignore[func-returns-value]
 )  # fmt: skip
 
