@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHON
 ENV_SOURCES := setup.py pyproject.toml resources/constraints.txt resources/make-env $(wildcard $(addprefix tangods_receiver/_*.,pyx c h))
 ARGS ?=
-PARALLEL := -n 2 --dist loadfile  # ARGS="-n 0": one after the other
+PARALLEL := -n 3 --dist loadfile  # two cores idle half the time at -n 2; ARGS="-n 0": one after the other
 TWINS := $(addprefix tests/receiver/test_,codecs.py engine.py seriesfile.py transforms.py) tests/hw/test_frame_ring.py
 
 .PHONY: help demo docs test check soak fuzz bench screenshots lint format clean env-demo env-test apt-test apt-soak apt-bench old-python promtool
