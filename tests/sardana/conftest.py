@@ -61,14 +61,21 @@ def first(beamlines: list[Beamline]) -> Beamline:
 @pytest.fixture
 def fresh(sardana: Sardana, first: Beamline) -> None:
     """What one test broke is not the next one's trouble. A macro that hangs is beyond stopping: only a new server frees
-    the Door; the test that left it so has failed."""
-    if sardana.door.door.state() == tango.DevState.RUNNING:
+    the Door; the test that left it so, or without its server, has failed."""
+    if not _free(sardana.door.door):
         sardana.stop(kill=True)
         sardana.start()
     if first.detector.state() == tango.DevState.FAULT:
         first.detector.Reset()
         wait_for("the detector idle", lambda: first.detector.state() in ON, 30)
     sardana.group("mg")
+
+
+def _free(door: tango.DeviceProxy) -> bool:
+    try:
+        return bool(door.state() != tango.DevState.RUNNING)
+    except tango.DevFailed:
+        return False
 
 
 @pytest.fixture

@@ -109,6 +109,16 @@ class DoorRunner:
         self.start(*macro)
         return self.wait(timeout)
 
+    def ask(self, *macro: object, timeout: float = 60.0) -> list[str]:
+        """Of a macro that has a result, whose event may come after that of its end."""
+        self.run(*macro, timeout=timeout)
+        end = time.monotonic() + 10.0
+        while not self.result:
+            if time.monotonic() > end:
+                raise MacroError(f"{macro[0]} gave no result:\n{self.said()}")
+            time.sleep(0.01)
+        return self.result
+
     def stop(self, timeout: float = 30.0) -> None:
         """Ctrl-C, and wait until the macro is over."""
         self.door.StopMacro()

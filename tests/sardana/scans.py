@@ -277,16 +277,16 @@ def test_scan_file_is_nexus(sardana: Sardana) -> None:
 
 
 def test_macros_for_users(sardana: Sardana, first: Beamline) -> None:
-    assert sardana.run("det_info", "det01") == ["ON"]
+    assert sardana.ask("det_info", "det01") == ["ON"]
     for word in (first.detector_name.split("/")[0], "64 x 80 uint16", "SOFTWARE"):
         assert word in sardana.door.said()
 
-    (path,) = sardana.run("det_expose", 4, 0.002, sardana.data / "exposed_{number}.h5", "det01")
+    (path,) = sardana.ask("det_expose", 4, 0.002, sardana.data / "exposed_{number}.h5", "det01")
     assert path == str(sardana.data / "exposed_1.h5")
     first.assert_frames(Path(path), range(4))
-    assert sardana.run("det_expose", 1, 0.002) == [""], "without a name nothing is kept"
+    assert sardana.ask("det_expose", 1, 0.002) == [""], "without a name nothing is kept"
 
-    (path,) = sardana.run("det_dark", 3, 0.002)
+    (path,) = sardana.ask("det_dark", 3, 0.002)
     with h5py.File(path) as h5:
         assert h5["entry/instrument/detector/header/label"][()] == b"dark"
     first.assert_frames(Path(path), range(3))

@@ -103,6 +103,10 @@ class Sardana:
     def run(self, *macro: object, timeout: float = 60.0) -> list[str]:
         return self.door.run(*macro, timeout=timeout)
 
+    def ask(self, *macro: object) -> list[str]:
+        """Of a macro that has a result."""
+        return self.door.ask(*macro)
+
     def group(self, name: str) -> None:
         self.run("senv", "ActiveMntGrp", name)
 
