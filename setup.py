@@ -27,9 +27,11 @@ TEST = [
     "pytest-xdist",  # tests wait more than they compute: two at a time take little more than half as long
     "selenium",  # drives Chromium, which looks at the live page
     "ruff==0.17.5",  # pinned: a new release may format differently
+    "setuptools>=68,<81",  # as pyproject.toml: tests build the wheel with what is here
     "silx",  # silx view's choice of the default plot; without its GUI
     "types-PyYAML",
     "vermin",  # what runs on a detector's own computer keeps to its old Python
+    "wheel",
 ]
 SETUPTOOLS = "setuptools<81"  # taurus and sardana still import pkg_resources
 GUI = ["PyQt5==5.15.11", "pyqtgraph==0.13.7", "silx==3.1.3", "taurus==5.4.1", SETUPTOOLS]

@@ -26,9 +26,10 @@ class Room:
         self._thread.start()
 
     def stop(self, limit: float) -> None:
-        """A thread that hangs in the storage is left behind."""
+        """A thread that hangs in the storage is left behind. Also where it was never started."""
         self._halt.set()
-        self._thread.join(limit)
+        if self._thread.is_alive():
+            self._thread.join(limit)
 
     def _main(self) -> None:
         while True:

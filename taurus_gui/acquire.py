@@ -15,6 +15,7 @@ from taurus_gui.source import Source
 
 ASK_AFTER = 400  # ms without a key before the receiver is asked about a file name
 SURE = 4000  # ms in which Abort must be pressed again
+ROUNDING = 2  # pixels, of sizes that do not come out even
 POLICIES = ["ABORT", "NEXT_NUMBER", "OVERWRITE"]
 COMMANDS = {
     "Arm": ("&Arm", "F5", "Begin a series: the receiver opens the file, then the detector is armed."),
@@ -138,7 +139,7 @@ class AcquirePanel(Qt.QWidget):
     def _widen(self) -> None:
         """So that no field is cut off, beside a scroll bar too."""
         bar = self.area.verticalScrollBar().sizeHint().width()
-        self.setMinimumWidth(self._form.minimumSizeHint().width() + bar)
+        self.setMinimumWidth(self._form.minimumSizeHint().width() + bar + ROUNDING)
 
     def _row(self, grid: Qt.QGridLayout, row: int, field: Field) -> int:
         grid.addWidget(field.label, row, 0)

@@ -152,7 +152,7 @@ def test_c_programs_compile_without_a_warning(programs, name):
 @contextmanager
 def sending(programs, *options, frames=FRAMES):
     """A generator; its endpoints."""
-    shape = ("-r", str(ROWS), "-c", str(COLUMNS), "-n", str(frames), "-d", "0", "-t", "10", "-i", "5")
+    shape = ("-r", str(ROWS), "-c", str(COLUMNS), "-n", str(frames), "-d", "0", "-t", "60", "-i", "5")
     with subprocess.Popen([programs["generator"], *shape, *options], stdout=subprocess.PIPE, text=True) as child:
         try:
             yield child.stdout.readline().split()[1]
@@ -231,7 +231,7 @@ def test_the_rate_is_held(programs):
 def test_sinks_write_every_frame(programs, tmp_path, protocol, mode, senders, options):
     path = tmp_path / "x.h5"
     with sending(programs, "-p", protocol, "-k", str(senders), "-f", str(path)) as endpoints:
-        sink = [programs["sink"], "-m", mode, "-e", endpoints, "-t", "10", *options]
+        sink = [programs["sink"], "-m", mode, "-e", endpoints, "-t", "60", *options]
         lines = subprocess.run(sink, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
     assert lines[0] == "opened" and lines[1].startswith(f"closed {FRAMES} ")
     if mode == "null":

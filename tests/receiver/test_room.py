@@ -1,5 +1,6 @@
 """Free space, also of a storage that says no or nothing."""
 
+import logging
 import os
 import threading
 import time
@@ -26,6 +27,8 @@ def test_a_storage_that_is_gone_is_told_once_and_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(room, "LOOK", 0.01)
+    monkeypatch.setattr(room, "log", logging.getLogger("room of a test"))  # whatever others did to that of the module
+    caplog.set_level(logging.WARNING)
     folder = tmp_path / "mount"
     folder.mkdir()
     one = Room(folder, "test")

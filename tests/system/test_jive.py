@@ -139,7 +139,21 @@ def test_test_device_shows_everything(both: Beamline) -> None:
         replies = {reply.name: reply for reply in device.read_attributes(list(infos))}
         for name, info in infos.items():
             assert not replies[name].has_failed, name
-            assert info.unit in ("", "s", "Hz", "%", "deg", "bit", "pixel", "pixels", "m", "MB/s", "MB", "degC"), name
+            assert info.unit in (
+                "",
+                "s",
+                "Hz",
+                "%",
+                "deg",
+                "bit",
+                "pixel",
+                "pixels",
+                "m",
+                "MB/s",
+                "MB",
+                "GB",
+                "degC",
+            ), name
             assert info.max_dim_x > 0 and info.label, name
 
 
