@@ -15,7 +15,6 @@ from taurus_gui.source import Source
 
 ASK_AFTER = 400  # ms without a key before the receiver is asked about a file name
 SURE = 4000  # ms in which Abort must be pressed again
-ROUNDING = 2  # pixels, of sizes that do not come out even
 POLICIES = ["ABORT", "NEXT_NUMBER", "OVERWRITE"]
 COMMANDS = {
     "Arm": ("&Arm", "F5", "Begin a series: the receiver opens the file, then the detector is armed."),
@@ -62,7 +61,7 @@ class AcquirePanel(Qt.QWidget):
             signal.connect(self._other_name)
         self.file.line.setPlaceholderText("no file: live view only")
         source.changed.connect(self._changed)
-        source.described.connect(self._widen)  # labels are the device's own
+        source.described.connect(self._widen, Qt.Qt.QueuedConnection)  # labels are the device's own: once they are set
         source.connection_changed.connect(self._refresh)
         source.receiver_changed.connect(self._ask.start)
         source.answered.connect(self._answered)
@@ -139,7 +138,7 @@ class AcquirePanel(Qt.QWidget):
     def _widen(self) -> None:
         """So that no field is cut off, beside a scroll bar too."""
         bar = self.area.verticalScrollBar().sizeHint().width()
-        self.setMinimumWidth(self._form.minimumSizeHint().width() + bar + ROUNDING)
+        self.setMinimumWidth(self._form.minimumSizeHint().width() + bar)
 
     def _row(self, grid: Qt.QGridLayout, row: int, field: Field) -> int:
         grid.addWidget(field.label, row, 0)
