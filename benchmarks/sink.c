@@ -22,6 +22,7 @@
 #define WORKERS_MAX 64
 #define PARTS 9 /* of one message; a start message of Dectris has so many */
 #define TURN 100 /* ms between looks at the end */
+#define HELD 64 /* frames of a worker that came before the start of their series */
 
 enum mode { NULL_SINK, PWRITE, CHUNK, NO_MODE };
 enum kind { START, IMAGE, END };
@@ -259,7 +260,7 @@ static void start_series(struct message *m)
     pthread_mutex_unlock(&job.lock);
 }
 
-/* The start message may come to another worker, a moment after the first frame came to this one. */
+/* The start message may come to another worker. */
 static void wait_for_start(void)
 {
     pthread_mutex_lock(&job.lock);
@@ -281,34 +282,46 @@ static void end_when_complete(int ended)
     pthread_mutex_unlock(&job.lock);
 }
 
+static void take_frame(struct worker *w, struct message *m)
+{
+    int data = m->count > 2 ? 2 : 1; /* Dectris: the third of four parts */
+    if (m->count <= data)
+        die("image", "no pixels");
+    write_frame(w, number(m->json, "frame"), zmq_msg_data(&m->parts[data]), zmq_msg_size(&m->parts[data]));
+    if (atomic_fetch_add(&job.written, 1) + 1 == job.expected)
+        job.last = now(), end_when_complete(0);
+}
+
 static void *work(void *argument)
 {
     struct worker *w = argument;
-    struct message m;
-    int started = 0;
-    for (int k = 0; k < PARTS; k++)
-        zmq_msg_init(&m.parts[k]);
+    struct message slots[HELD + 1];
+    int started = 0, held = 0;
+    for (int k = 0; k < (HELD + 1) * PARTS; k++)
+        zmq_msg_init(&slots[k / PARTS].parts[k % PARTS]);
     while (!job.done) {
-        if (!receive(w->socket, &m))
-            continue;
-        enum kind kind = kind_of(m.json);
-        if (kind == START) {
-            start_series(&m);
-        } else if (kind == END) {
+        struct message *m = &slots[held];
+        int came = receive(w->socket, m);
+        enum kind kind = came ? kind_of(m->json) : END;
+        if (came && kind == START)
+            start_series(m);
+        else if (came && kind == END)
             end_when_complete(1);
-        } else {
-            if (!started)
-                wait_for_start(), started = 1;
-            int data = m.count > 2 ? 2 : 1; /* Dectris: the third of four parts */
-            if (m.count <= data)
-                die("image", "no pixels");
-            write_frame(w, number(m.json, "frame"), zmq_msg_data(&m.parts[data]), zmq_msg_size(&m.parts[data]));
-            if (atomic_fetch_add(&job.written, 1) + 1 == job.expected)
-                job.last = now(), end_when_complete(0);
+        if (!started && (job.opened || held == HELD)) {
+            wait_for_start();
+            for (int k = 0; k < held; k++)
+                take_frame(w, &slots[k]);
+            held = 0, started = 1;
+        }
+        if (came && kind != START && kind != END) {
+            if (started)
+                take_frame(w, m);
+            else /* the start may be the next message of the other sender to this very worker */
+                held++;
         }
     }
-    for (int k = 0; k < PARTS; k++)
-        zmq_msg_close(&m.parts[k]);
+    for (int k = 0; k < (HELD + 1) * PARTS; k++)
+        zmq_msg_close(&slots[k / PARTS].parts[k % PARTS]);
     return NULL;
 }
 

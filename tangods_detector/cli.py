@@ -492,7 +492,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     where nobody watches.
 
     Python drops a KeyboardInterrupt that happens to come while a weak reference or `__del__` is called, so the next
-    step raises it once more."""
+    step raises it; who cannot wait for that presses Ctrl-C once more."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -507,8 +507,9 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
 
     def interrupt(sign: int, frame: FrameType | None) -> None:
         nonlocal interrupted
+        if interrupted:
+            signal.default_int_handler(sign, frame)
         interrupted = True
-        signal.default_int_handler(sign, frame)
 
     def step(done: int, total: int | None) -> None:
         if interrupted:
