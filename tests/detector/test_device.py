@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import tango
 from tango import DevState
-from tango.test_context import DeviceTestContext
 
 from tangods_detector.device import Detector
 from tangods_detector.hw.simulator_images import SimulatorOptions, expected_frame
@@ -25,6 +24,7 @@ from tangods_receiver import config
 from tangods_receiver.engine import Engine
 from tests.contract import wait_for
 from tests.detector.test_receiver import unused_port
+from tests.tangocontext import started
 
 ON = (DevState.ON, DevState.ALARM)
 OPTIONS = {"width": 80, "height": 64}
@@ -34,7 +34,7 @@ OPTIONS = {"width": 80, "height": 64}
 def detector(receiver: str, port: int, **properties: Any) -> Iterator[tango.DeviceProxy]:
     lines = [f"{key} = {value}" for key, value in {**OPTIONS, "port": port, "send_timeout": 1}.items()]
     given = {"Backend": "simulator", "BackendOptions": lines, "Receiver": receiver, **properties}
-    with DeviceTestContext(Detector, process=True, properties=given, host="127.0.0.1") as proxy:
+    with started(Detector, properties=given, host="127.0.0.1") as proxy:
         wait_for("the connection", lambda: proxy.state() is not DevState.INIT)
         yield proxy
 

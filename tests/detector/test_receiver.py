@@ -11,7 +11,6 @@ from threading import Thread
 import numpy as np
 import pytest
 from tango.server import Device, attribute, command
-from tango.test_context import DeviceTestContext
 
 from tangods_detector.receiver import (
     HttpReceiver,
@@ -25,6 +24,7 @@ from tangods_receiver.errors import ConfigError
 from tangods_receiver.http import encode_npy
 from tangods_receiver.imaging import NO_VIDEO_IMAGE, video_image
 from tangods_receiver.stats import Snapshot
+from tests.tangocontext import started
 
 
 def unused_port() -> int:
@@ -183,7 +183,7 @@ class PretendDevice(Device):
 
 
 def test_tango_calls() -> None:
-    context = DeviceTestContext(PretendDevice, process=True, host="127.0.0.1")
+    context = started(PretendDevice, host="127.0.0.1")
     with context as proxy:
         receiver = open_receiver(context.get_device_access())
         assert receiver.snapshot() == Snapshot(opened=7)

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import tango
 from tango import DevState
-from tango.test_context import DeviceTestContext
 
 from tangods_receiver.config import make
 from tangods_receiver.device import SHOWN, StreamReceiver, file_to_check, in_property_names, status_text
@@ -25,6 +24,7 @@ from tangods_receiver.errors import ConfigError
 from tangods_receiver.reception import Reception
 from tangods_receiver.stats import Snapshot
 from tests.receiver.streaming import DATASET, Sender, image
+from tests.tangocontext import started
 from tests.waiting import wait_for
 
 IDLE = (DevState.ON, DevState.ALARM)
@@ -54,7 +54,7 @@ def properties(sender, tmp_path):
 
 @pytest.fixture
 def device(properties):
-    with DeviceTestContext(StreamReceiver, process=True, properties=properties) as proxy:
+    with started(StreamReceiver, properties=properties) as proxy:
         yield proxy
 
 
@@ -314,7 +314,7 @@ def test_everything_is_documented(device):
 )
 def test_a_wrong_property_is_a_fault_that_says_what_to_set(properties, wrong, words):
     properties = {name: value for name, value in {**properties, **wrong}.items() if value is not None}
-    with DeviceTestContext(StreamReceiver, process=True, properties=properties) as device:
+    with started(StreamReceiver, properties=properties) as device:
         assert device.State() == DevState.FAULT
         status = device.Status()
         assert all(word in status for word in words), status
@@ -333,7 +333,7 @@ def test_a_wrong_property_is_a_fault_that_says_what_to_set(properties, wrong, wo
 @pytest.mark.parametrize("command", ["Reset", "Init"])
 def test_properties_are_read_again(properties, sender, tmp_path, command):
     root = tmp_path / "later"
-    with DeviceTestContext(StreamReceiver, process=True, properties={**properties, "Root": str(root)}) as device:
+    with started(StreamReceiver, properties={**properties, "Root": str(root)}) as device:
         assert device.State() == DevState.FAULT
         root.mkdir()
         device.command_inout(command)
@@ -344,7 +344,7 @@ def test_properties_are_read_again(properties, sender, tmp_path, command):
 
 @pytest.mark.parametrize("http", ["", "none"])
 def test_no_http(properties, http):
-    with DeviceTestContext(StreamReceiver, process=True, properties={**properties, "Http": http}) as device:
+    with started(StreamReceiver, properties={**properties, "Http": http}) as device:
         assert device.State() == DevState.ON
         assert device.HttpAddress == ""
 
@@ -362,7 +362,7 @@ def test_http_of_the_engine(device, sender):
 
 
 def test_what_each_worker_does(properties, sender, tmp_path):
-    with DeviceTestContext(StreamReceiver, process=True, properties={**properties, "Workers": 2}) as device:
+    with started(StreamReceiver, properties={**properties, "Workers": 2}) as device:
         assert list(device.FramesPerWorker) == [0, 0]
         for series in (1, 2):
             send(sender, series, tmp_path / f"{series}.h5", {0, 1, 3}, nframes=4)
@@ -379,7 +379,7 @@ def test_what_each_worker_does(properties, sender, tmp_path):
 
 def test_every_property_of_the_configuration(properties, sender, tmp_path):
     given = {"Transforms": ["rotate: 90", "bslz4"], "FsyncInterval": 0.1, "PayloadCrc": True, "ContextPerWorker": False}
-    with DeviceTestContext(StreamReceiver, process=True, properties={**properties, **given}) as device:
+    with started(StreamReceiver, properties={**properties, **given}) as device:
         send(sender, 1, tmp_path / "a.h5", range(5))
         wait_closed(device, 1)
         assert device.State() == DevState.ON, device.Status()
@@ -414,8 +414,7 @@ def test_init_closes_the_open_file_and_starts_again(device, sender, tmp_path, ho
 
 @pytest.mark.parametrize("how", ["Kill", signal.SIGTERM, signal.SIGINT])
 def test_the_end_of_the_server_closes_the_open_file(properties, sender, tmp_path, how):
-    context = DeviceTestContext(StreamReceiver, process=True, properties=properties)
-    context.start()
+    context = started(StreamReceiver, properties=properties)
     device = context.device
     sender.start(tmp_path / "a.h5", 1, nframes=100)
     sender.frame(0)
@@ -445,8 +444,7 @@ def test_slow_storage_does_not_hold_init_up_and_the_process_waits_for_the_file(
 
     monkeypatch.setattr(Reception, "abandon", slow)  # the server's process is forked from this one
     monkeypatch.setattr("tangods_receiver.device.CLOSE_LIMIT", 0.2)
-    context = DeviceTestContext(StreamReceiver, process=True, properties={**properties, "Http": ""})
-    context.start()
+    context = started(StreamReceiver, properties={**properties, "Http": ""})
     began = time.monotonic()
     context.device.Init()
     assert time.monotonic() - began < 1.4
@@ -465,7 +463,7 @@ def test_slow_storage_does_not_hold_init_up_and_the_process_waits_for_the_file(
 
 @pytest.mark.slow
 def test_thirty_inits_leave_threads_and_descriptors_as_they_were(properties, tmp_path):
-    context = DeviceTestContext(StreamReceiver, process=True, properties=properties)
+    context = started(StreamReceiver, properties=properties)
 
     def counts() -> tuple[int, int]:
         process = Path(f"/proc/{context.thread.pid}")
@@ -498,7 +496,7 @@ def elsewhere(sender, tmp_path):
 def test_an_engine_elsewhere_is_shown_and_commanded(sender, tmp_path, elsewhere):
     config, address = elsewhere
     properties = {"Address": address, "TokenFile": config.http_token_file}
-    with DeviceTestContext(StreamReceiver, process=True, properties=properties) as device, Engine(config):
+    with started(StreamReceiver, properties=properties) as device, Engine(config):
         wait_for(lambda: device.State() == DevState.ON)
         assert device.HttpAddress == address
         assert device.LastImage is None or device.LastImage.size == 0
@@ -520,7 +518,7 @@ def test_an_engine_elsewhere_is_shown_and_commanded(sender, tmp_path, elsewhere)
 
 def test_an_engine_that_is_gone_is_unknown_and_comes_back(elsewhere, tmp_path):
     config, address = elsewhere
-    with DeviceTestContext(StreamReceiver, process=True, properties={"Address": address}) as device:
+    with started(StreamReceiver, properties={"Address": address}) as device:
         for _ in range(2):
             wait_for(lambda: device.State() == DevState.UNKNOWN)
             wait_for(lambda: f"receiver at {address} cannot be reached" in device.Status())

@@ -6,12 +6,12 @@ import threading
 import numpy as np
 import pytest
 import tango
-from tango.test_context import DeviceTestContext
 
 from tangods_receiver.config import make
 from tangods_receiver.device import StreamReceiver
 from tangods_receiver.engine import Engine
 from tests.receiver.streaming import SHAPE, Sender, image
+from tests.tangocontext import started
 from tests.waiting import wait_for
 
 ROI_VALUES = ("RoiSum", "RoiMean", "RoiMax", "RoiCentreX", "RoiCentreY", "RoiPixels")
@@ -30,7 +30,7 @@ def properties(sender, tmp_path):
 
 @pytest.fixture
 def device(properties):
-    with DeviceTestContext(StreamReceiver, process=True, properties=properties) as proxy:
+    with started(StreamReceiver, properties=properties) as proxy:
         yield proxy
 
 
@@ -150,7 +150,7 @@ def test_the_regions_of_an_engine_elsewhere(sender, tmp_path):
     values = {"root": str(tmp_path), "endpoints": [sender.endpoint], "http": "127.0.0.1:0", "rois": ["a 1 1 2 2"]}
     with Engine(make(values | {"http_token_file": str(tmp_path / "token")})) as engine:
         properties = {"Address": f"http://127.0.0.1:{engine.http_port}", "TokenFile": str(tmp_path / "token")}
-        with DeviceTestContext(StreamReceiver, process=True, properties=properties) as device:
+        with started(StreamReceiver, properties=properties) as device:
             wait_for(lambda: list(device.RoiNames or ()) == ["a"])
             device.Rois = ["b 0 0 10 6"]
             wait_for(lambda: list(device.RoiNames) == ["b"])

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import tango
 from tango.server import Device, attribute, command
-from tango.test_context import DeviceTestContext
 
 from tangods_receiver import tango_edge
 from tangods_receiver.errors import ConfigError, DaqError, HardwareError, StreamError, WriteError
+from tests.tangocontext import started
 from tests.waiting import wait_for
 
 log = logging.getLogger("tangods_receiver.test_tango_edge")
@@ -103,7 +103,7 @@ class Edgy(Device):
 
 @pytest.fixture
 def device():
-    with DeviceTestContext(Edgy, process=True) as proxy:
+    with started(Edgy) as proxy:
         yield proxy
 
 
