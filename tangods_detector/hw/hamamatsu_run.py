@@ -57,6 +57,11 @@ class Plan:
         """The camera needs no triggers."""
         return self.series.settings.trigger_mode is TriggerMode.INTERNAL
 
+    @property
+    def software(self) -> bool:
+        """We fire each frame, when the one before is sent: no more come while the receiver takes nothing."""
+        return self.series.settings.trigger_mode is TriggerMode.SOFTWARE
+
 
 class Run(threading.Thread):
     """Owns the stream, and the camera while it captures. `begin`, `go` and `halt` wait for it, for a bounded time."""
@@ -110,7 +115,7 @@ class Run(threading.Thread):
         """One software trigger; HardwareError: none is waited for, or the frames of the last one are not there."""
         running, phase = self._running, self._phase
         mode = running[0].series.settings.trigger_mode if running else TriggerMode.INTERNAL
-        if running is None or phase is not Phase.ACQUIRING or mode is not TriggerMode.SOFTWARE:
+        if running is None or phase is not Phase.ACQUIRING or not running[0].software:
             raise HardwareError(f"software trigger refused: the camera is {phase.value} in {mode.value} mode")
         plan, camera = running
         each = plan.series.settings.n_frames_per_trigger
@@ -264,7 +269,8 @@ class Run(threading.Thread):
                     self._next_of_burst(plan, camera)
                 else:
                     self._blocked = True
-                    ring.ring.wait(min(LOOK / 2, max(FULL, ring.slack(place, count) * plan.period / 2)))
+                    soon = max(FULL, ring.slack(place, count) * plan.period / 2)
+                    ring.ring.wait(min(LOOK / 2, LOOK if plan.software else soon))
                 continue
             code = self._listen(plan, camera, waiter, LOOK)
             heard = heard or code == NO_ERROR or (code == Code.TIMEOUT and place < count)
