@@ -3,7 +3,7 @@
 Dead time of a point is its period less the exposure. In turn, so that all see the same machine:
 
 bare        a script that calls the device: SoftwareTrigger, then nFramesAcquired until the frame is there
-controller  our controller as a Pool calls it, every 5 ms, but without a Pool
+controller  our controller as a Pool calls it, every millisecond, but without a Pool
 counter     a measurement group with Sardana's own dummy counter: what Sardana needs by itself
 detector    a measurement group with the detector
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import queue
 import sys
 import tempfile
 import time
@@ -29,7 +30,7 @@ from tangods_detector.localtango import LocalTango  # noqa: E402
 from tests.sardana.stack import Sardana  # noqa: E402
 from tests.system.beamline import ON, Beamline, wait_for  # noqa: E402
 
-PAUSE = 0.005  # s between two looks, as acqloop_sleep_time of the configuration that we ship
+PAUSE = 0.001  # s between two looks, as acqloop_sleep_time of the configuration that we ship
 BUSY = (tango.DevState.RUNNING, tango.DevState.MOVING)
 
 
@@ -70,12 +71,18 @@ def by_controller(beamline: Beamline, points: int, exposure: float) -> Iterator[
         controller.PreStartAll()
         controller.StartOne(1, exposure)
         controller.StartAll()
-        while controller.StateOne(1)[0] == State.Moving:
+        while look(controller) == State.Moving:
             time.sleep(PAUSE)
         assert len(controller.RefOne(1)) == 1
         if point < points - 1:  # the last one waits until the file is closed
             yield time.perf_counter() - begin
     controller.DeleteDevice(1)
+
+
+def look(controller: Any) -> Any:
+    """Its state, as a Pool asks for it."""
+    controller.PreStateAll()
+    return controller.StateOne(1)[0]
 
 
 def by_group(sardana: Sardana, name: str, points: int, exposure: float) -> Iterator[float]:
@@ -84,14 +91,21 @@ def by_group(sardana: Sardana, name: str, points: int, exposure: float) -> Itera
         sardana.element("det01").Filename = str(sardana.beamlines[0].new_file())
     group.IntegrationTime = exposure
     group.NbStarts = points
+    states: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    heard = group.subscribe_event("State", tango.EventType.CHANGE_EVENT, lambda event: states.put(event.attr_value))
     group.Prepare()
     for point in range(points):
+        while not states.empty():
+            states.get()
         begin = time.perf_counter()
         group.Start()
-        while group.state() in BUSY:
-            time.sleep(0.001)
+        while states.get(timeout=5.0).value not in BUSY:
+            pass
+        while states.get(timeout=5.0).value in BUSY:
+            pass
         if point < points - 1:
             yield time.perf_counter() - begin
+    group.unsubscribe_event(heard)
 
 
 def dead_times(sardana: Sardana, rounds: int, points: int, exposure: float) -> dict[str, float]:

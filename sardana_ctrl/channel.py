@@ -17,6 +17,7 @@ from sardana_ctrl.references import DATASET, Reference
 IDLE = (tango.DevState.ON, tango.DevState.ALARM, tango.DevState.STANDBY)
 BUSY = (tango.DevState.RUNNING, tango.DevState.MOVING)
 LOOK = 0.003  # s between two looks at a device that is waited for
+REST = 0.01  # s between two looks of a Pool, when nothing is due that somebody waits for
 LEFT_LIMIT, LEFT_PAUSE = 5.0, 0.2  # s for a receiver to close what it was left with
 STOP_LIMIT = 15.0  # s for a series of somebody else, or an old one, to end
 NOT_KEPT = "not kept: neither Filename nor ValueRefPattern is set"  # instead of a reference
@@ -53,10 +54,12 @@ class Channel:
         self._plan: Plan | None = None
         self._request: Request | None = None
         self._starts = 0  # begun since prepare
+        self._due = 0.0  # when the frames of the last start may be there
         self._armed = False  # a series of ours runs, or has run to its end
         self._ready = False  # it was seen running
         self._path = ""
         self._given = 0  # points whose reference was handed out
+        self._acquired = 0  # frames, when `state` looked last
         self._points_before = 0  # of series that are over, when each start is one
         self._stopped = False
         self._error = ""
@@ -198,7 +201,7 @@ class Channel:
         end = time.monotonic() + limit
         while self._armed and not self._ready and not self._stopped:
             state = self._do("State", lambda proxy: proxy.state())
-            if state == tango.DevState.RUNNING or (state in IDLE and self._acquired()):
+            if state == tango.DevState.RUNNING or (state in IDLE and self._read("nFramesAcquired")[0]):
                 self._ready = True
             elif state not in BUSY:
                 raise ChannelError(f"{self.name} ({self.device}): did not arm: {self._status()}")
@@ -207,9 +210,6 @@ class Channel:
             else:
                 time.sleep(LOOK)
         return True
-
-    def _acquired(self) -> int:
-        return int(self._read("nFramesAcquired")[0])
 
     def _status(self) -> str:
         state, status = self._read("State", "Status")
@@ -242,6 +242,7 @@ class Channel:
             return
         with self._lock:
             self._starts += 1
+            self._due = time.monotonic() + chosen.exposure * chosen.frames_per_start
         try:
             if chosen.arms_each_start:
                 self._points_before = (self._starts - 1) * chosen.frames_per_start // chosen.frames_per_point
@@ -250,6 +251,13 @@ class Channel:
                 self._do("SoftwareTrigger", lambda proxy: proxy.command_inout("SoftwareTrigger"))
         except ChannelError as exc:
             self._error = str(exc)
+
+    def rest(self) -> float:
+        """Seconds in which nothing ends that a motor waits for, so that a Pool need not look."""
+        chosen = self._plan
+        if chosen is None or not self._starts or self._stopped:
+            return 0.0
+        return max(0.0, min(REST, self._due - time.monotonic())) if chosen.software else REST
 
     def state(self) -> tuple[str, str]:
         """("On" | "Moving" | "Fault", sentence): On when the frames of the starts so far are there, and at the last
@@ -263,6 +271,7 @@ class Channel:
             state, acquired, status = self._read("State", "nFramesAcquired", "Status")
         except ChannelError as exc:
             return "Fault", str(exc)
+        self._acquired = int(acquired)
         if state in IDLE:
             return "On", status
         if state not in BUSY:
@@ -298,7 +307,7 @@ class Channel:
         return str(self._frames_of(chosen, point))
 
     def new_references(self) -> list[str]:
-        """Of the points whose frames are there since last asked. One for all in mode SERIES."""
+        """Of the points whose frames were there when `state` looked last. One for all in mode SERIES."""
         chosen, request = self._plan, self._request
         if chosen is None or request is None or self._given >= request.points:
             return []
@@ -312,7 +321,7 @@ class Channel:
             first, self._given = self._given, points
             k = chosen.frames_per_point
             return [str(Reference(self._path, self._dataset, first * k, points * k, points - first))]
-        there = min(points, (self._acquired() // chosen.frames_per_point) + self._points_before)
+        there = min(points, self._acquired // chosen.frames_per_point + self._points_before)
         first, self._given = self._given, max(self._given, there)
         return [str(self._frames_of(chosen, point - self._points_before)) for point in range(first, there)]
 

@@ -183,7 +183,7 @@ class Course:
             return None
 
     def _watch(self) -> None:
-        """Until the hardware is done. Looks at it 50 times a second, at the receiver 10 times."""
+        """Until the hardware is done. Looks at it 50 times a second or more, at the receiver 10 times."""
         progress = Progress(
             self._series, self._backend.latency_time(self._series.settings), self._limits, self._trigger_timeout
         )
@@ -215,7 +215,7 @@ class Course:
                     self._desk.publish(rate=status.frames / (now - begun))
                 return
             progress.see(status, now)
-            self._desk.serve(0.02)
+            self._desk.serve(progress.pause(status, now))
             self._heed()
 
     def _measured(self, now: float, frames: int) -> float:

@@ -11,6 +11,10 @@ from tangods_detector.settings import Series, TriggerMode
 from tangods_receiver.errors import HardwareError
 
 
+LOOK = 0.02  # s between two looks at hardware that runs
+SOON = 0.002  # s, when a frame of a software trigger should be there: somebody waits for it to move a motor
+
+
 @dataclass(frozen=True)
 class Limits:
     """How long the acquisition waits, in seconds; what is derived from exposures is added to these."""
@@ -53,6 +57,15 @@ class Progress:
                 f"no trigger for {self._trigger_timeout:g} s (property TriggerTimeout): {status.triggers} of "
                 f"{self._settings.n_starts} triggers, {counts} came; look at the cable and its source"
             )
+
+    def pause(self, status: Status, now: float) -> float:
+        """Seconds until the next look; call it after `see`. Shorter when the last frame of a software trigger should be
+        there, longer again the later it is."""
+        if self._settings.trigger_mode is not TriggerMode.SOFTWARE or not self._frame_is_due(status):
+            return LOOK
+        rest = status.triggers * self._settings.frames_per_start - status.frames
+        due = self._since + (rest - 1) * self._period + self._settings.exposure_time
+        return min(LOOK, max(SOON, abs(due - now)))
 
     def _frame_is_due(self, status: Status) -> bool:
         """Something has been started that is not finished; a gate may be as long as it likes."""

@@ -266,6 +266,11 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
         for axis in self._starting:
             self._channels[axis].start()
 
+    def PreStateAll(self) -> None:
+        """The Pool of our configuration asks every millisecond, for the sake of step scans; the devices have other
+        things to do, too."""
+        time.sleep(min((self._channels[axis].rest() for axis in self._starting), default=0.0))
+
     def StateOne(self, axis: int) -> tuple[Any, str]:
         state, status = self._channels[axis].state()
         return STATES[state], status

@@ -105,6 +105,7 @@ class Camera(threading.Thread):
         self._idle = threading.Event()
         self._idle.set()
         self._software: queue.Queue[float] = queue.Queue()
+        self._accepted = 0  # software triggers of this series
         self._settings = Settings()
         self._streamer: Streamer | None = None
         self.bound: Future[str] = Future()
@@ -119,7 +120,7 @@ class Camera(threading.Thread):
         self._go.clear()
         self._exposing.clear()
         self._idle.clear()
-        self._software = queue.Queue()
+        self._software, self._accepted = queue.Queue(), 0
         self._settings = order["series"].settings
         self._orders.put((order, done))
         try:
@@ -139,11 +140,12 @@ class Camera(threading.Thread):
             raise HardwareError(
                 f"software trigger refused: the detector is {status.phase.value} in {settings.trigger_mode.value} mode"
             )
-        if not self._software.empty() or status.frames < status.triggers * settings.frames_per_start:
+        if status.frames < self._accepted * settings.frames_per_start:
             raise HardwareError(
                 f"software trigger refused: busy with frame {status.frames}; "
                 "send the next one when nFramesAcquired has gone up"
             )
+        self._accepted += 1
         self._software.put(time.monotonic())
 
     def halt(self) -> None:
@@ -158,8 +160,10 @@ class Camera(threading.Thread):
         self.join(STOP_LIMIT)
 
     @property
-    def blocked(self) -> bool:
-        return self._streamer is not None and self._streamer.blocked
+    def seen(self) -> Status:
+        """With what its own thread does not know yet."""
+        blocked = self._streamer is not None and self._streamer.blocked
+        return replace(self.status, triggers=max(self.status.triggers, self._accepted), blocked=blocked)
 
     # --- the thread ---
 
@@ -505,9 +509,7 @@ class Simulator(Backend):
 
     def status(self) -> Status:
         camera = self._reach()
-        if camera is None:
-            return Status(Phase.IDLE)
-        return replace(camera.status, blocked=camera.blocked)
+        return Status(Phase.IDLE) if camera is None else camera.seen
 
     def latency_time(self, settings: Settings) -> float:
         return self._options.latency
