@@ -10,7 +10,6 @@ from tangods_detector.hw.base import Status
 from tangods_detector.settings import Series, TriggerMode
 from tangods_receiver.errors import HardwareError
 
-
 LOOK = 0.02  # s between two looks at hardware that runs
 SOON = 0.002  # s, when a frame of a software trigger should be there: somebody waits for it to move a motor
 
