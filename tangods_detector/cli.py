@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tangods_detector import __version__
+from tangods_receiver import logs
 from tangods_receiver.errors import ConfigError, DaqError
 
 console = Console(soft_wrap=True, highlight=False)
@@ -37,11 +38,7 @@ class Commands(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Log decisions too, not only series and anomalies.")
 def main(verbose: bool) -> None:
     """Detector data acquisition: demonstrate, register, receive, replay, check and mend."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.of_a_program(verbose)
     for noisy in ("httpx", "httpcore", "uvicorn.access", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import sys
 
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+PROGRAM = "%(asctime)s %(levelname)-7s %(message)s"
 FIELDS = {"levelname": "level", "name": "logger", "threadName": "thread", "exc_info": "exception"}
 
 
@@ -28,8 +30,15 @@ class JsonFormatter(OrjsonFormatter):
         return then.isoformat(timespec="milliseconds")
 
 
-def formatter(server: str = "") -> logging.Formatter:
-    """As the environment variable TANGODS_LOG says: json, or anything else for people."""
+def formatter(server: str = "", text: str = FORMAT) -> logging.Formatter:
+    """As the environment variable TANGODS_LOG says: json, or anything else for people, as `text`."""
     if os.environ.get("TANGODS_LOG", "").strip().lower() == "json":
         return JsonFormatter(server)
-    return logging.Formatter(FORMAT)
+    return logging.Formatter(text)
+
+
+def of_a_program(verbose: bool) -> None:
+    """Records of a program that is no device server: to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(text=PROGRAM))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 import threading
@@ -31,7 +30,7 @@ from tangods_detector.orders import (
     text,
     whole,
 )
-from tangods_receiver import security
+from tangods_receiver import logs, security
 from tangods_receiver.errors import DaqError, HardwareError
 from tangods_receiver.gate import secure_server
 from tangods_receiver.security import Guard
@@ -189,9 +188,7 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.first < 0 or given.memory < 1:
         parser.error("--first is a number from 0, --memory from 1")
-    logging.basicConfig(
-        level=logging.DEBUG if given.verbose else logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s"
-    )
+    logs.of_a_program(given.verbose)
     (host, port), (control_host, control_port) = given.stream, given.control
     peers = [peer.strip() for peer in given.allow_peers.split(",") if peer.strip()]
     stop = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -105,6 +106,20 @@ def test_receive_and_replay(tmp_path: Path, recorded: Path) -> None:
     checked = run("check", root / "a.h5")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "12" in checked.stdout
+
+
+def test_records_for_what_collects_logs(tmp_path: Path, recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TANGODS_LOG", "json")
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    with receiving(tmp_path, endpoint) as (address, root, process):
+        assert run("replay", recorded, "--endpoint", endpoint, "--filename", root / "a.h5").returncode == 0
+        wait_for("the series", lambda: httpx.get(f"{address}/status").json()["closed"] == 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stderr
+        told = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert any(one["message"].startswith(f"series 1 closed {root / 'a.h5'}: 12 frames") for one in told)
+    assert {one["level"] for one in told} == {"INFO"} and all(one["time"] and one["logger"] for one in told)
 
 
 def test_a_dectris_stream_is_replayed_and_received(tmp_path: Path) -> None:
