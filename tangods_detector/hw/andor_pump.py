@@ -150,7 +150,11 @@ class Pump(threading.Thread):
                     "send the next one when nFramesAcquired has gone up"
                 )
             run.wanted = run.series.settings.frames_per_start
-        self._fire(run)
+            try:
+                self._fire_next(run)
+            except HardwareError:
+                run.wanted = 0
+                raise
 
     def halt(self) -> None:
         """End the series now; the end message is sent."""
@@ -282,7 +286,8 @@ class Pump(threading.Thread):
                 ticks = ticks_of(ring.memory(slot, layout.nbytes)) if layout.hz else None
                 exposed = clock.at(ticks)
                 number = numbers.take(ticks, exposed)
-                run.fired = 0.0
+                with run.lock:  # not before the one who triggered has noted it
+                    run.fired = 0.0
                 if not self._has_room:
                     self._take_back(run)
                 self._starved = not self._has_room
@@ -330,15 +335,21 @@ class Pump(threading.Thread):
         return ring.count - ring.held > spare(ring.count)
 
     def _fire(self, run: Run) -> None:
-        """The next software trigger, when one is wanted, the camera is ready and its frame has room."""
-        if not run.wanted:
-            return
-        with run.lock:
-            self._starved = not self._has_room
-            if run.wanted and not run.fired and not self._starved:
+        if run.wanted:
+            with run.lock:
+                self._fire_next(run)
+
+    def _fire_next(self, run: Run) -> None:
+        """The next software trigger, when one is wanted, the camera is ready and its frame has room. Locked."""
+        self._starved = not self._has_room
+        if run.wanted and not run.fired and not self._starved:
+            run.wanted -= 1
+            run.fired = time.monotonic()
+            try:
                 run.camera.command("SoftwareTrigger")
-                run.wanted -= 1
-                run.fired = time.monotonic()
+            except HardwareError:
+                run.fired = 0.0
+                raise
 
 
 class Silence:

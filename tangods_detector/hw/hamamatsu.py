@@ -22,6 +22,7 @@ from tangods_detector.hw.hamamatsu_settings import (
     CODECS,
     DTYPES,
     OFF,
+    buffer_type,
     load,
     pixel_type,
     sensor,
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 BIND_LIMIT = 5.0  # s for the stream to be bound
 LOOK = 1.0  # s between two looks at a camera that rests
 
+_left_behind: list[Any] = []  # what a library that hangs may still use
 _ports: dict[HamamatsuOptions, int] = {}  # taken before; the same again after Init, so that receivers find it
 
 
@@ -124,14 +126,16 @@ class Hamamatsu(Backend):
         run, self._run = self._run, None
         camera, self._camera = self._camera, None
         ring, self._ring = self._ring, None
-        if run is not None:
-            run.quit()
+        held, self._held = self._held, False
+        if run is not None and not run.quit():
+            log.error("the vendor's library does not return; camera and memory are left to it until the server ends")
+            _left_behind.append((run, camera, ring))
+            return
         if camera is not None:
             camera.close()
         if ring is not None:
             ring.close()
-        if self._held:
-            self._held = False
+        if held:
             self._library.__exit__()
 
     @property
@@ -165,7 +169,7 @@ class Hamamatsu(Backend):
         self.knobs.wait_cold(self._given_up)
         settings = self.configure(series.settings)
         series = replace(series, settings=settings)  # a knob may have changed what the camera takes
-        kind, (rows, columns) = pixel_type(camera), shape(camera)
+        kind, (rows, columns) = buffer_type(camera), shape(camera)
         rowbytes = int(camera.get_or(Prop.BUFFER_ROWBYTES, camera.get(Prop.IMAGE_ROWBYTES)))
         offset = int(abs(camera.get_or(Prop.BUFFER_TOPOFFSETBYTES, 0.0)))
         frame_bytes = int(camera.get_or(Prop.BUFFER_FRAMEBYTES, camera.get(Prop.IMAGE_FRAMEBYTES)))
@@ -176,6 +180,7 @@ class Hamamatsu(Backend):
             series=series,
             metadata=self._tell(series, info, period),
             shape=(rows, columns),
+            kind=kind,
             dtype=DTYPES[kind],
             codec=CODECS[kind],
             nbytes=rows * rowbytes,

@@ -65,7 +65,11 @@ class Found:
     """Where a frame is, and what the camera and its driver say of it. `time` in s, of the clock that TIMESTAMP_PRODUCER
     tells; `frame_stamp` counts in a capture; `camera_stamp` is the camera's own count, None: it has none."""
 
+    kind: int  # a PixelType
+    width: int
+    height: int
     rowbytes: int
+    address: int
     time: float
     frame_stamp: int
     camera_stamp: int | None
@@ -288,7 +292,8 @@ class Camera:
             f.iKind, f.option, f.iFrame = 0, 0, index
             self._library.call("dcambuf_lockframe", self._open(), f, what=f"{index}")
             time = f.timestamp.sec + 1e-6 * f.timestamp.microsec
-            return Found(f.rowbytes, time, f.framestamp, f.camerastamp if self.has_camera_stamp else None)
+            stamp = f.camerastamp if self.has_camera_stamp else None
+            return Found(f.type, f.width, f.height, f.rowbytes, f.buf or 0, time, f.framestamp, stamp)
 
     def fire(self) -> None:
         """A software trigger; HardwareError: too early, or none is waited for."""

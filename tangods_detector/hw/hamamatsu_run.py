@@ -14,7 +14,7 @@ from typing import Any
 
 from tangods_detector.hw.base import Phase, Status
 from tangods_detector.hw.frame_ring import RingStreamer
-from tangods_detector.hw.hamamatsu_camera import NO_ERROR, Camera, Waiter
+from tangods_detector.hw.hamamatsu_camera import NO_ERROR, Camera, Found, Waiter
 from tangods_detector.hw.hamamatsu_dcam import LOST, Code, DcamError
 from tangods_detector.hw.hamamatsu_frames import Numbers
 from tangods_detector.hw.hamamatsu_ring import CameraRing
@@ -33,12 +33,13 @@ TAKEN_LIMIT = 5.0  # s for the receiver to take what is left of the series befor
 
 @dataclass(frozen=True)
 class Plan:
-    """What one series sends. `nbytes` of a frame in memory, from `offset` on; `stride` None: rows are not padded;
-    `period` s between frames at best; `pace` s between the triggers that we fire."""
+    """What one series sends. `kind`: a PixelType. `nbytes` of a frame in memory, from `offset` on; `stride` None: rows
+    are not padded; `period` s between frames at best; `pace` s between the triggers that we fire."""
 
     series: Series
     metadata: dict[str, Any]
     shape: tuple[int, int]
+    kind: int
     dtype: str
     codec: str
     nbytes: int
@@ -125,9 +126,13 @@ class Run(threading.Thread):
                     f"software trigger refused: busy with frame {self.numbers.next}; send the next one when "
                     "nFramesAcquired has gone up"
                 )
-            self._fire_soon(camera, plan)
-            self._to_fire = each - 1
-            self._fired += 1
+            before = self._fired, self._to_fire
+            self._fired, self._to_fire = self._fired + 1, each - 1  # the frame may be there before the call returns
+            try:
+                self._fire_soon(camera, plan)
+            except BaseException:
+                self._fired, self._to_fire = before
+                raise
 
     def halt(self) -> None:
         """End the series now; returns when the camera stands still and the end message is sent."""
@@ -135,10 +140,12 @@ class Run(threading.Thread):
         if not self._idle.wait(STOP_LIMIT):
             raise HardwareError(f"the camera did not stop within {STOP_LIMIT:g} s")
 
-    def quit(self) -> None:
+    def quit(self) -> bool:
+        """False: it is stuck in the vendor's library, which may still use camera and memory."""
         self._give_up()
         self._orders.put(None)
         self.join(STOP_LIMIT)
+        return not self.is_alive()
 
     def _give_up(self) -> None:
         self._abort.set()
@@ -255,6 +262,9 @@ class Run(threading.Thread):
                 camera.stop()  # all are there: the camera must not write over what waits
                 capturing = False
                 count = camera.transferred()
+                if not heard:  # nor is there anything to wait for any more; what it told is there at once
+                    self._collect_losses(plan, camera, waiter)
+                    heard = True
             ring.guard(count, camera.transferred)
             if capturing:
                 if total is None or total - numbers.next + ring.margin // 2 > ring.buffers:
@@ -284,9 +294,14 @@ class Run(threading.Thread):
             self.numbers.tell(camera.transferred())
             self._told_at = time.monotonic()
             self._next_of_burst(plan, camera)
-        elif code not in (NO_ERROR, Code.TIMEOUT, Code.ABORT) and not self._abort.is_set():
+        elif code not in (NO_ERROR, Code.TIMEOUT, Code.ABORT, Code.NOTBUSY) and not self._abort.is_set():
             raise DcamError("dcamwait_start", code)
         return code
+
+    def _collect_losses(self, plan: Plan, camera: Camera, waiter: Waiter) -> None:
+        """What the library has to tell of them now."""
+        while self._listen(plan, camera, waiter, 0) in LOST:
+            pass
 
     def _no_more_come(self, plan: Plan) -> bool:
         """What the library told to be lost are the last frames that were to come: no trigger will bring more."""
@@ -301,10 +316,11 @@ class Run(threading.Thread):
         assert streamer is not None
         slot = ring.slot(place)
         found = camera.frame(slot)
+        if not self._frames:
+            _compare(plan, found, ring.ring.address(slot))
         step = self.numbers.look(place, found.frame_stamp, found.camera_stamp)
         if step.gap > step.over or found.frame_stamp == -1:  # what the library tells now is of this gap
-            while self._listen(plan, camera, waiter, 0) in LOST:
-                pass
+            self._collect_losses(plan, camera, waiter)
             step = self.numbers.look(place, found.frame_stamp, found.camera_stamp)
         if plan.total is None or step.number < plan.total:
             stamps = b'"frame_stamp":%d' % found.frame_stamp
@@ -351,6 +367,22 @@ class Run(threading.Thread):
             else:
                 self._fired_at = time.monotonic()
                 return
+
+
+def _compare(plan: Plan, found: Found, address: int) -> None:
+    """HardwareError: a frame does not lie in memory as it was said to; what is sent would be no image."""
+    rows, columns = plan.shape
+    told = (found.kind, found.width, found.height, found.rowbytes)
+    expected = (plan.kind, columns, rows, plan.nbytes // rows)
+    if told != expected:
+        raise HardwareError(
+            "the camera's library has frames of pixel type {}, {} x {} pixels, {} bytes a row".format(*told)
+            + " in memory, and told {}, {} x {}, {} before the series; nothing was sent".format(*expected)
+        )
+    if found.address not in (address, address + plan.offset):
+        raise HardwareError(
+            f"the camera's library has a frame at {found.address:#x} and not in the buffer it was given, {address:#x}"
+        )
 
 
 def quietly(act: Callable[[], object]) -> None:

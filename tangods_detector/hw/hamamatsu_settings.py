@@ -39,6 +39,7 @@ def load(camera: Camera, settings: Settings, packed: bool, sync_readout: bool) -
     _trigger(camera, settings, sync_readout)
     exposure = _exposure(camera, settings)
     period = _period(camera, settings, exposure)
+    exposure = camera.get(Prop.EXPOSURETIME)  # a period may cut it
     return replace(settings, bit_depth=depth, roi=roi, exposure_time=exposure, frame_time=period)
 
 
@@ -99,10 +100,18 @@ def _choices(camera: Camera, prop: Prop) -> set[int]:
 
 def pixel_type(camera: Camera) -> PixelType:
     """Of the images as the settings now give them. ConfigError: one that cannot be sent."""
-    kind = int(camera.get_or(Prop.IMAGE_PIXELTYPE, PixelType.MONO16))
-    if kind not in CODECS:
-        raise ConfigError(f"the camera's pixel type {kind} cannot be sent; known are mono8, mono16 and mono12p")
-    return PixelType(kind)
+    return _known(camera.get_or(Prop.IMAGE_PIXELTYPE, PixelType.MONO16))
+
+
+def buffer_type(camera: Camera) -> PixelType:
+    """In memory, where the library may keep images otherwise than the camera gives them. ConfigError as above."""
+    return _known(camera.get_or(Prop.BUFFER_PIXELTYPE, pixel_type(camera)))
+
+
+def _known(kind: float) -> PixelType:
+    if int(kind) not in CODECS:
+        raise ConfigError(f"the camera's pixel type {kind:g} cannot be sent; known are mono8, mono16 and mono12p")
+    return PixelType(int(kind))
 
 
 # --- region and binning -----------------------------------------------------------------------------------------------
@@ -226,7 +235,7 @@ def _period(camera: Camera, settings: Settings, exposure: float) -> float:
     """What FrameTime becomes; 0 stays 0. Where others give the pace it is theirs."""
     shortest = shortest_period(camera, settings.trigger_mode, exposure)
     if settings.trigger_mode not in FREE_RUN:
-        _interval(camera, 0.0)
+        _interval(camera, 0.0, shortest)
         return settings.frame_time
     if settings.frame_time and settings.frame_time < shortest * (1 - 1e-6):
         return settings.frame_time  # Arm refuses that, unless the exposure is made shorter until then
@@ -235,7 +244,7 @@ def _period(camera: Camera, settings: Settings, exposure: float) -> float:
             f"FrameTime: {settings.frame_time:g} s; this camera has no rate of its own, it takes an image each "
             f"{shortest:.9g} s with this exposure; set 0"
         )
-    taken = _interval(camera, settings.frame_time)
+    taken = _interval(camera, settings.frame_time, shortest)
     return taken if settings.frame_time else 0.0
 
 
@@ -243,8 +252,10 @@ def _has_interval(camera: Camera) -> bool:
     return camera.can_write(Prop.INTERNAL_FRAMEINTERVAL) or camera.can_write(Prop.INTERNALFRAMERATE)
 
 
-def _interval(camera: Camera, period: float) -> float:
-    """Period of a camera that runs freely, 0: as fast as it can; what it took."""
+def _interval(camera: Camera, wanted: float, shortest: float) -> float:
+    """Period of a camera that runs freely, `wanted` 0: as fast as it can; what it took. Never less than `shortest`:
+    some cameras would cut the exposure for it."""
+    period = max(wanted, shortest)
     try:
         if camera.can_write(Prop.INTERNAL_FRAMEINTERVAL):
             low = camera.limits(Prop.INTERNAL_FRAMEINTERVAL).low
@@ -252,10 +263,10 @@ def _interval(camera: Camera, period: float) -> float:
         if camera.can_write(Prop.INTERNALFRAMERATE):
             high = camera.limits(Prop.INTERNALFRAMERATE).high
             return 1 / _put(camera, Prop.INTERNALFRAMERATE, min(1 / period, high) if period else high, "FrameTime")
-    except DcamError:
-        if period:
+    except (DcamError, ConfigError):
+        if wanted:
             raise
-    return period
+    return wanted
 
 
 def change_exposure(camera: Camera, seconds: float, period: float) -> float:
@@ -267,5 +278,5 @@ def change_exposure(camera: Camera, seconds: float, period: float) -> float:
         raise ConfigError(f"LiveExposureTime: {seconds:g} s is not between {limits} s, with these settings")
     taken = camera.put(Prop.EXPOSURETIME, seconds)
     if period > taken and camera.limits(Prop.INTERNAL_FRAMEINTERVAL).while_busy:
-        _interval(camera, period)
+        _interval(camera, period, taken)
     return taken

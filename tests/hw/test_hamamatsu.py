@@ -12,6 +12,7 @@ import pytest
 
 from tangods_detector.hw.base import Backend, Phase
 from tangods_detector.hw.hamamatsu import Hamamatsu
+from tangods_detector.hw.hamamatsu_camera import Camera, Limits
 from tangods_detector.hw.hamamatsu_dcam import Code, Prop
 from tangods_detector.hw.hamamatsu_options import HamamatsuOptions
 from tangods_detector.options import parse_options
@@ -193,6 +194,45 @@ def test_periods(fake: Fake) -> None:
     with connected(fake, FUSION) as backend:
         with pytest.raises(ConfigError, match="FrameTime: .* has no rate of its own.*; set 0"):
             backend.configure(replace(small(FUSION), frame_time=1.0))
+
+
+def test_a_period_that_is_refused_matters_only_where_one_is_wanted(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = Camera.put
+
+    def refused(camera: Camera, prop: int, value: float) -> float:
+        if prop in (Prop.INTERNAL_FRAMEINTERVAL, Prop.INTERNALFRAMERATE):
+            raise ConfigError("not in this mode")
+        return put(camera, prop, value)
+
+    with connected(fake, LIGHTNING) as backend:
+        backend.configure(replace(small(LIGHTNING), frame_time=0.5))  # so that there is something to write
+        monkeypatch.setattr(Camera, "put", refused)
+        edges = replace(small(LIGHTNING), trigger_mode=TriggerMode.EXTERNAL_MULTI, n_frames_per_trigger=1, n_triggers=3)
+        assert backend.configure(edges).trigger_mode is TriggerMode.EXTERNAL_MULTI
+        with pytest.raises(ConfigError, match="FrameTime: not in this mode"):
+            backend.configure(replace(small(LIGHTNING), frame_time=0.25))
+
+
+def test_as_fast_as_possible_never_cuts_the_exposure(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some cameras take any period, and shorten the exposure for it."""
+    put, limits = Camera.put, Camera.limits
+
+    def cutting(camera: Camera, prop: int, value: float) -> float:
+        taken = put(camera, prop, value)
+        if prop == Prop.INTERNAL_FRAMEINTERVAL and value < camera.get(Prop.EXPOSURETIME):
+            put(camera, Prop.EXPOSURETIME, value)
+        return taken
+
+    def loose(camera: Camera, prop: int) -> Limits:
+        found = limits(camera, prop)
+        return replace(found, low=1e-4) if prop == Prop.INTERNAL_FRAMEINTERVAL else found
+
+    with connected(fake, LIGHTNING) as backend:
+        backend.configure(replace(small(LIGHTNING), exposure_time=0.2, frame_time=0.5))
+        monkeypatch.setattr(Camera, "put", cutting)
+        monkeypatch.setattr(Camera, "limits", loose)
+        taken = backend.configure(replace(small(LIGHTNING), exposure_time=0.2, frame_time=0.0))
+        assert taken.exposure_time == pytest.approx(0.2, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tangods_detector.hw import hamamatsu, hamamatsu_run
 from tangods_detector.hw.base import Phase
 from tangods_detector.hw.hamamatsu import Hamamatsu
-from tangods_detector.hw.hamamatsu_dcam import Code
+from tangods_detector.hw.hamamatsu_camera import Camera
+from tangods_detector.hw.hamamatsu_dcam import Code, DcamError
 from tangods_detector.hw.hamamatsu_options import HamamatsuOptions
 from tangods_detector.settings import Series, TriggerMode
 from tangods_receiver.errors import ConfigError, HardwareError
@@ -236,6 +238,116 @@ def test_a_loss_in_a_burst_of_software_triggers_does_not_end_it(
         wait_for("its frames, or losses", lambda n=n: backend.numbers.next + backend.numbers.told == n)
     end(backend)
     assert numbers(listener) == [n for n in range(6) if n != int(lost)]
+
+
+def test_the_frame_of_a_trigger_comes_before_the_call_returns(
+    backend: Hamamatsu, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fire = Camera.fire
+
+    def slowly(camera: Camera) -> None:
+        fire(camera)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(Camera, "fire", slowly)
+    begin(backend, trigger_mode=TriggerMode.SOFTWARE, n_triggers=2, n_frames_per_trigger=3)
+    for n in (3, 6):
+        backend.trigger()
+        wait_for("its frames", lambda n=n: backend.numbers.next == n)
+    end(backend)
+    assert numbers(listener) == list(range(6))
+
+
+def test_a_refused_trigger_leaves_nothing_to_fire(
+    backend: Hamamatsu, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(backend, trigger_mode=TriggerMode.SOFTWARE, n_triggers=1, n_frames_per_trigger=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Camera, "fire", raising(DcamError("dcamcap_firetrigger", Code.NOTREADY)))
+        with pytest.raises(HardwareError, match="NOTREADY"):
+            backend.trigger()
+    assert backend.status().triggers == 0 and backend.status().phase is Phase.ACQUIRING
+    backend.trigger()
+    end(backend)
+    assert numbers(listener) == [0, 1, 2]
+
+
+def raising(exc: Exception) -> Callable[..., None]:
+    def act(*_: object) -> None:
+        raise exc
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": 99}, "pixel type 99"),
+        ({"rowbytes": 1000}, "1000 bytes a row in memory, and told"),
+        ({"address": 4096}, "has a frame at 0x1000 and not in the buffer"),
+    ],
+)
+def test_a_frame_that_lies_otherwise_in_memory_is_not_sent(
+    backend: Hamamatsu,
+    listener: Listener,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    words: str,
+) -> None:
+    frame = Camera.frame
+    with monkeypatch.context() as patch:
+        patch.setattr(Camera, "frame", lambda camera, index: replace(frame(camera, index), **changes))
+        begin(backend, n_frames_per_trigger=100)
+        end(backend)
+    assert backend.status().phase is Phase.ERROR and words in backend.status().message
+    assert backend.status().frames == 0
+    backend.stop()
+    good(backend, listener)
+
+
+def test_all_edges_came_before_the_first_look(fake: Fake, backend: Hamamatsu, listener: Listener) -> None:
+    """The capture is over then: the library has nothing to wait for."""
+    settings = replace(small(LIGHTNING), trigger_mode=TriggerMode.EXTERNAL_MULTI, n_triggers=3, n_frames_per_trigger=1)
+    backend.arm(Series(1, backend.configure(settings)))
+    assert backend._run is not None and backend._camera is not None
+    for n in (1, 2, 3):
+        fake.tell("edge 1")
+        wait_for("a frame", lambda n=n: backend._camera.transferred() == n)
+    fake.set(wait_error=code(Code.NOTBUSY), wait_error_at=1)
+    backend.start()
+    end(backend)
+    assert backend.status().phase is Phase.DONE, backend.status().message
+    assert numbers(listener) == [0, 1, 2]
+
+
+def test_a_library_that_hangs_is_left_alone(
+    backend: Hamamatsu, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, stop = threading.Event(), Camera.stop
+
+    def hang(camera: Camera) -> None:
+        with camera._lock:
+            released.wait(LIMIT)
+        stop(camera)
+
+    monkeypatch.setattr(hamamatsu_run, "STOP_LIMIT", 0.2)
+    begin(backend, n_frames_per_trigger=10_000)
+    wait_for("frames", lambda: backend.status().frames > 2)
+    run = backend._run
+    assert run is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Camera, "stop", hang)
+        begun = time.monotonic()
+        backend.close()
+        assert time.monotonic() - begun < 5.0
+        assert run.is_alive() and hamamatsu._left_behind[-1][0] is run
+        released.set()
+        run.join(LIMIT)
+    assert not run.is_alive()
+    _, camera, ring = hamamatsu._left_behind.pop()
+    camera.close()
+    ring.close()
+    backend._library.__exit__()
 
 
 def test_a_lost_software_trigger_does_not_refuse_the_next(fake: Fake, backend: Hamamatsu, listener: Listener) -> None:
