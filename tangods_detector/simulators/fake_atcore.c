@@ -11,6 +11,7 @@
  *   slow FUNCTION[:FEATURE] SECONDS [COUNT]         calls last so much longer
  *   lose N                    the next N frames are lost in the camera, AT_WaitBuffer tells of an overflow
  *   stall SECONDS             frames come late, once
+ *   linger SECONDS            AT_Command:SoftwareTrigger returns so long after the camera was triggered
  *   silent 0|1                no frame comes any more, nothing else tells
  *   unplug [quiet], plug      all calls fail; quiet: AT_WaitBuffer times out only
  *   busy SERIAL               another process has that camera; "busy" alone: no more
@@ -108,7 +109,7 @@ static struct {
     int count;
     char busy[32];
     long padding, wrong_size, lose;
-    double stall, ramp, speed;
+    double stall, linger, ramp, speed;
     long edges;
     double edge_at, edge_period, edge_width;
     struct injection injections[INJECTIONS];
@@ -730,6 +731,8 @@ static int obey(const char *line)
         sim.lose = (long)value;
     else if (!strcmp(word, "stall"))
         sim.stall = value;
+    else if (!strcmp(word, "linger"))
+        sim.linger = value;
     else if (!strcmp(word, "silent"))
         sim.silent = (int)value;
     else if (!strcmp(word, "unplug"))
@@ -750,7 +753,7 @@ static int obey(const char *line)
         memset(sim.injections, 0, sizeof sim.injections);
         keep_temperature();
         sim.lose = sim.wrong_size = sim.silent = sim.corrupt = sim.gone = sim.quiet = sim.cooler_fault = 0;
-        sim.never_cold = 0, sim.stall = 0, *sim.busy = 0;
+        sim.never_cold = 0, sim.stall = sim.linger = 0, *sim.busy = 0;
     } else if (!strcmp(word, "report"))
         return report();
     else
@@ -1246,6 +1249,10 @@ int AT_Command(AT_H h, const AT_WC *name)
             c->ignored++; /* too early: the camera does not see it */
         c->software = 1;
         pthread_cond_broadcast(&sim.changed);
+        double linger = sim.linger;
+        pthread_mutex_unlock(&sim.lock);
+        usleep((useconds_t)(1e6 * linger));
+        return 0;
     }
     return leave(0);
 }

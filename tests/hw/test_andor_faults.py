@@ -338,6 +338,33 @@ def test_software_triggers_wait_for_a_buffer(backend: Andor, fake: Fake) -> None
         sink.close()
 
 
+def test_a_frame_may_come_before_its_software_trigger_returns(backend: Andor, fake: Fake, listener: Listener) -> None:
+    armed(backend, trigger_mode=TriggerMode.SOFTWARE, n_triggers=3, n_frames_per_trigger=1)
+    backend.start()
+    fake.tell("linger 0.2")
+    for number in range(3):
+        backend.trigger()
+        wait_for("its frame", lambda n=number: backend.status().frames == n + 1)  # type: ignore[misc]
+    assert done(backend) == "" and fake.count("exposed") == 3
+    good_series(backend, fake, listener)
+
+
+def test_a_software_trigger_that_is_refused_is_none(backend: Andor, fake: Fake, listener: Listener) -> None:
+    """The camera does not get it later instead."""
+    armed(backend, trigger_mode=TriggerMode.SOFTWARE, n_triggers=2, n_frames_per_trigger=3)
+    backend.start()
+    fake.tell("fail AT_Command:SoftwareTrigger 17")
+    with pytest.raises(HardwareError, match=r"SoftwareTrigger: COMM \(17\)"):
+        backend.trigger()
+    time.sleep(0.2)
+    assert (fake.count("exposed"), backend.status().triggers, backend.status().phase) == (0, 0, Phase.ACQUIRING)
+    for number in (3, 6):
+        backend.trigger()
+        wait_for("its frames", lambda n=number: backend.status().frames == n)  # type: ignore[misc]
+    assert done(backend) == "" and fake.count("exposed") == 6
+    good_series(backend, fake, listener)
+
+
 def test_the_cameras_own_memory_was_full(backend: Andor, fake: Fake, listener: Listener) -> None:
     armed(backend, n_frames_per_trigger=300, frame_time=300 * ROW)
     backend.start()
