@@ -27,6 +27,7 @@ WAIT = 50  # ms in the library at a time; a stop is seen after it
 BACK_PRESSURE_LIMIT = 120.0  # s that a frame may wait for somebody to connect
 STOP_LIMIT = 10.0  # s for the library to let us go
 LOOK = 1.0  # s between two looks whether a silent camera is still there
+LAST = 0.2  # s that a camera which has stopped by itself may take to deliver its last frame
 
 
 @dataclass
@@ -362,14 +363,17 @@ class Silence:
     def broken(self) -> None:
         """A frame came, or none can."""
         self._since = self._looked = time.monotonic()
+        self._stopped = 0.0  # when the camera was first seen so; 0: it was not
 
     def is_the_end(self, code: int) -> bool:
         """The camera has stopped by itself. HardwareError: it is gone, or frames are overdue."""
         now, run = time.monotonic(), self._run
-        if code == NODATA or now - self._looked >= LOOK:
+        if code == NODATA or self._stopped or now - self._looked >= LOOK:
             self._looked = now
             if not run.camera.get_bool("CameraAcquiring"):
-                return True
+                self._stopped = self._stopped or now
+                if now - self._stopped >= LAST:
+                    return True
             if code == NODATA:
                 time.sleep(0.002)
         since = max(self._since, run.fired) if run.mode is TriggerMode.SOFTWARE else self._since

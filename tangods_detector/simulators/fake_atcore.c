@@ -12,6 +12,7 @@
  *   lose N                    the next N frames are lost in the camera, AT_WaitBuffer tells of an overflow
  *   stall SECONDS             frames come late, once
  *   linger SECONDS            AT_Command:SoftwareTrigger returns so long after the camera was triggered
+ *   tail SECONDS              the last frame is delivered so long after the camera has stopped by itself
  *   silent 0|1                no frame comes any more, nothing else tells
  *   unplug [quiet], plug      all calls fail; quiet: AT_WaitBuffer times out only
  *   busy SERIAL               another process has that camera; "busy" alone: no more
@@ -109,7 +110,7 @@ static struct {
     int count;
     char busy[32];
     long padding, wrong_size, lose;
-    double stall, linger, ramp, speed;
+    double stall, linger, tail, ramp, speed;
     long edges;
     double edge_at, edge_period, edge_width;
     struct injection injections[INJECTIONS];
@@ -598,6 +599,11 @@ static void *expose(void *argument)
                 break;
         }
         c->exposed++;
+        if (sim.tail > 0 && n + 1 == total) {
+            find(c, L"CameraAcquiring")->value = c->acquiring = 0;
+            if (!wait_until(c, now() + sim.tail))
+                break;
+        }
         deliver(c, &f, n, begin);
         if (c->abort || sim.gone)
             break;
@@ -731,6 +737,8 @@ static int obey(const char *line)
         sim.lose = (long)value;
     else if (!strcmp(word, "stall"))
         sim.stall = value;
+    else if (!strcmp(word, "tail"))
+        sim.tail = value;
     else if (!strcmp(word, "linger"))
         sim.linger = value;
     else if (!strcmp(word, "silent"))
@@ -753,7 +761,7 @@ static int obey(const char *line)
         memset(sim.injections, 0, sizeof sim.injections);
         keep_temperature();
         sim.lose = sim.wrong_size = sim.silent = sim.corrupt = sim.gone = sim.quiet = sim.cooler_fault = 0;
-        sim.never_cold = 0, sim.stall = sim.linger = 0, *sim.busy = 0;
+        sim.never_cold = 0, sim.stall = sim.linger = sim.tail = 0, *sim.busy = 0;
     } else if (!strcmp(word, "report"))
         return report();
     else

@@ -219,6 +219,16 @@ def test_frames_that_come_late_are_none_lost(backend: Andor, fake: Fake, listene
     assert [f.number for f in listener.frames(1)] == list(range(50)) == tags(listener.frames(1))
 
 
+def test_the_last_frame_comes_after_the_camera_has_stopped(backend: Andor, fake: Fake, listener: Listener) -> None:
+    fake.tell("tail 0.05")
+    armed(backend)
+    backend.start()
+    assert done(backend) == "" and backend.status().frames == 10
+    backend.stop()
+    wait_for("all", lambda: len(listener.frames(1)) == 10)
+    assert tags(listener.frames(1)) == list(range(10))
+
+
 def full(backend: Andor) -> None:
     """Wait until nothing more fits anywhere: the kernel's buffers grow while they are filled."""
     since = before = -1.0
