@@ -61,6 +61,7 @@ class Channel:
         self._given = 0  # points whose reference was handed out
         self._acquired = 0  # frames, when `state` looked last
         self._points_before = 0  # of series that are over, when each start is one
+        self._open = False  # frames of the last start were not seen to be all there
         self._stopped = False
         self._error = ""
 
@@ -251,6 +252,7 @@ class Channel:
                 self._do("SoftwareTrigger", lambda proxy: proxy.command_inout("SoftwareTrigger"))
         except ChannelError as exc:
             self._error = str(exc)
+        self._open = True
 
     def rest(self) -> float:
         """Seconds in which nothing ends that a motor waits for, so that a Pool need not look."""
@@ -273,7 +275,7 @@ class Channel:
             return "Fault", str(exc)
         self._acquired = int(acquired)
         if state in IDLE:
-            return "On", status
+            return self._when_idle(status)
         if state not in BUSY:
             return "Fault", f"{self.device} is {state}: {status}"
         chosen = self._plan
@@ -286,6 +288,25 @@ class Channel:
         if between and acquired >= due and state == tango.DevState.RUNNING:
             return "On", status
         return "Moving", status
+
+    def _when_idle(self, status: str) -> tuple[str, str]:
+        """A series that ended before the frames that are due, and not by us, would give old images as new ones."""
+        chosen = self._plan
+        if chosen is None or not self._open or self._stopped:
+            return "On", status
+        there, due = self._acquired, chosen.frames_per_start * (1 if chosen.arms_each_start else self._starts)
+        if there < due:  # a lost frame is not missing for us; some hardware counts it, of other it is known here
+            try:
+                received, missing = self._read("nFramesReceived", "nFramesMissing")
+            except ChannelError as exc:
+                return "Fault", str(exc)
+            there = max(there, int(received) + int(missing))
+        if there < due:
+            return "Fault", (
+                f"{self.device}: series ended after {there} of {chosen.frames} frames: stopped from outside? {status}"
+            )
+        self._open = False
+        return "On", status
 
     @property
     def busy(self) -> bool:

@@ -371,6 +371,8 @@ class det_postscan(_Detectors):
     was broken off."""
 
     def run(self) -> None:
+        scan = self.getParentMacro()
+        broken_off = scan is not None and (scan.isStopped() or scan.isAborted())
         failed = []
         for one in self.of_group(self.group()):
             one.channel.write_attribute("Filename", "")
@@ -380,6 +382,8 @@ class det_postscan(_Detectors):
                 self.info("%s: was still armed and is stopped", one.name)
             elif state not in (tango.DevState.ON, tango.DevState.ALARM):
                 failed.append(f"{one.name}: {status}")
+            elif one.channel.state() == tango.DevState.FAULT and not broken_off:  # such as a series that was cut short
+                failed.append(f"{one.name}: {one.channel.status().splitlines()[-1]}")
         if failed:
             raise RuntimeError("; ".join(failed))
 

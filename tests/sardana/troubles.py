@@ -110,6 +110,23 @@ def test_detector_fails_in_mid_scan(
     good_scan(sardana)
 
 
+@pytest.mark.parametrize("macro", [("ascan", "mot01", 0, 1, 60, 0.02), FLY])
+def test_somebody_else_stops_the_detector_in_mid_scan(
+    sardana: Sardana, first: Beamline, macro: tuple[object, ...]
+) -> None:
+    """No point gets the image of another one, and the user reads why."""
+    sardana.group("mg_hw")
+    sardana.door.start(*macro)
+    wait_busy(first, 3)
+    first.detector.Stop()
+    with pytest.raises(MacroError, match=r"det01: .*series ended after \d+ of \d+ frames: stopped from outside\?"):
+        sardana.door.wait()
+    made = sardana.last_scan()
+    there = [tag for n, tag in enumerate(made.tags()) if n not in made.missing()]
+    assert there == list(range(len(there)))
+    good_scan(sardana)
+
+
 def test_detector_refuses_to_arm(sardana: Sardana, first: Beamline) -> None:
     sardana.group("mg_hw")
     first.detector.InjectRefuseArm = True
