@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -9,6 +10,8 @@ from taurus_gui import h5reading, pictures
 from taurus_gui.h5reading import FileError
 from taurus_gui.mailbox import Mailbox
 from taurus_gui.pictures import Look, Picture
+
+log = logging.getLogger(__name__)
 
 END = 5.0  # s
 
@@ -64,6 +67,9 @@ class FileLink:
                     self._do(kind, value)
                 except FileError as exc:
                     self._box.put("file_error", "", str(exc))
+                except Exception as exc:  # the thread lives on: the next file may be a better one
+                    log.warning("%s %s", kind, value, exc_info=True)
+                    self._box.put("file_error", "", f"It cannot be read ({type(exc).__name__}: {exc})")
 
     def _do(self, kind: str, value: Any) -> None:
         if kind == "open":

@@ -142,6 +142,8 @@ def frame(path: str, dataset: str, number: int, region: Region | None, size: tup
         try:
             node = h5[dataset]
             images = _images(node)
+            if not images.frames:
+                raise FileError(f"{path}: {dataset} has no frames in it")
             number = max(0, min(number, images.frames - 1))
             array = node[()] if node.ndim == 2 else node[number]
         except (KeyError, OSError, ValueError) as exc:
