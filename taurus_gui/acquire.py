@@ -15,6 +15,7 @@ from taurus_gui.source import Source
 
 ASK_AFTER = 400  # ms without a key before the receiver is asked about a file name
 SURE = 4000  # ms in which Abort must be pressed again
+DOUBLE_CLICK = 600  # ms in which a second press of Abort is not meant as an answer
 POLICIES = ["ABORT", "NEXT_NUMBER", "OVERWRITE"]
 COMMANDS = {
     "Arm": ("&Arm", "F5", "Begin a series: the receiver opens the file, then the detector is armed."),
@@ -157,6 +158,7 @@ class AcquirePanel(Qt.QWidget):
             button.clicked.connect(lambda _=False, name=name: self.give(name))
             shortcut = Qt.QShortcut(Qt.QKeySequence(key), self.parentWidget() or self)
             shortcut.setContext(Qt.Qt.WidgetWithChildrenShortcut)
+            shortcut.setAutoRepeat(False)
             shortcut.activated.connect(button.click)
             self.buttons[name] = button
             grid.addWidget(button, *place)
@@ -257,6 +259,8 @@ class AcquirePanel(Qt.QWidget):
                 self._sure.start()
                 button.setText("Frames under way will be lost. A&bort?")
                 theme.set_property(button, "sure", True)
+                return
+            if self._sure.remainingTime() > SURE - DOUBLE_CLICK:
                 return
         self._unsure()
         self._refuse("")

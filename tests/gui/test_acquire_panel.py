@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from PyQt5.QtCore import Qt
+from PyQt5.QtWidgets import QShortcut
 
 from taurus_gui.orders import Order
 from tests.gui.bench import LIMIT, Bench
@@ -63,3 +64,25 @@ def test_the_file_that_is_being_written_is_not_said_to_exist(bench: Bench) -> No
     exists(bench, "/data/a.h5")
     until_heard(bench)
     assert bench.widget.acquire.warning.isHidden()
+
+
+def test_a_double_click_does_not_abort(bench: Bench) -> None:
+    from taurus_gui.acquire import DOUBLE_CLICK
+
+    bench.tell(State="RUNNING", LastFilename="/data/a.h5")
+    abort = bench.widget.acquire.buttons["Abort"]
+    given: list[str] = []
+    bench.source.command = given.append  # type: ignore[method-assign]
+    bench.qtbot.waitUntil(abort.isEnabled, timeout=LIMIT)
+    abort.click()
+    abort.click()
+    assert given == [] and "lost" in abort.text()
+    bench.qtbot.wait(DOUBLE_CLICK + 100)
+    abort.click()
+    assert given == ["Abort"]
+
+
+def test_a_key_that_is_held_gives_one_command(bench: Bench) -> None:
+    shortcuts = bench.widget.findChildren(QShortcut)
+    keys = {shortcut.key().toString(): shortcut.autoRepeat() for shortcut in shortcuts}
+    assert [keys[key] for key in ("F5", "F6", "F7", "F8", "Ctrl+F8")] == [False] * 5

@@ -81,10 +81,13 @@ def test_an_external_trigger_is_waited_for_and_given_up(beamline, desk):
 
 
 def test_abort_asks_once_where_data_could_be_lost(beamline, desk):
+    from taurus_gui.acquire import DOUBLE_CLICK
+
     desk.arm(TriggerMode="INTERNAL", FrameTime=0.02, nTriggers=1, nFramesPerTrigger=5000,
              DestinationFilename=beamline.new_file())  # fmt: skip
     desk.press("Abort")
     assert "lost" in desk.acquire.buttons["Abort"].text() and desk.source.state == "RUNNING"
+    desk.qtbot.wait(DOUBLE_CLICK + 100)
     desk.press("Abort")
     desk.wait_state(*READY)
     desk.press("Live")  # without a file there is nothing to lose
