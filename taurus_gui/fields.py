@@ -38,7 +38,8 @@ class Field(Qt.QObject):
         self.editor = self._make(parent)
         self.editor.setAccessibleName(name)
         self.label.setBuddy(self.editor)
-        self.edited = False
+        self.edited = False  # typed and not accepted yet
+        self._sent: Any = None
         source.described.connect(self._describe)
         source.changed.connect(self._changed)
         source.answered.connect(self._answered)
@@ -68,24 +69,47 @@ class Field(Qt.QObject):
         self.label.setText(f"{described.label or self.name}{unit}")
 
     def _changed(self, names: set[str]) -> None:
-        if self.name in names and not self.edited:
-            self._show(self.source.readings[self.name])
+        if self.name in names and (not self.edited or self._took):
+            self._accept()
+
+    @property
+    def typing(self) -> bool:
+        """There is something that was not sent yet."""
+        return False
+
+    @property
+    def _took(self) -> bool:
+        """The device has what was sent."""
+        value = self.source.readings.get(self.name)
+        return self.edited and not self.typing and value is not None and self._text(value) == self._text(self._sent)
+
+    def _text(self, value: Any) -> str:
+        return str(value)
+
+    def _accept(self) -> None:
+        self.complain("")
+        if not self.typing:
+            self._mark(False)
+            if self.name in self.source.readings:
+                self._show(self.source.readings[self.name])
 
     def finish(self) -> None:
         """Send what was typed and not sent yet."""
 
     def send(self, value: Any) -> None:
         self.complain("")
+        self._sent = value
+        self._mark(True)
         self.source.write(self.name, value)
 
     def _answered(self, answer: Answer) -> None:
-        if answer.order.kind != "write" or answer.order.name != self.name:
+        order = answer.order
+        if order.kind != "write" or order.name != self.name or order.value != self._sent:
             return
-        self.complain(answer.error)
-        if not answer.error:
-            self._mark(False)
-            if self.name in self.source.readings:
-                self._show(self.source.readings[self.name])
+        if answer.error and not self._took:
+            self.complain(answer.error)
+        else:
+            self._accept()
             self.written.emit()
 
     def complain(self, sentence: str) -> None:
@@ -129,11 +153,13 @@ class TextField(Field):
         write: Callable[[Any], str] = str,
     ) -> None:
         self._read, self._write = read, write
+        self._sent_text: str | None = None
         super().__init__(source, name, parent)
 
     def _make(self, parent: Qt.QWidget) -> Qt.QWidget:
         self.line = _Line(parent)
         self.line.textEdited.connect(self._typed)
+        self.line.returnPressed.connect(self._insist)
         self.line.editingFinished.connect(self.finish)
         self.line.setMinimumWidth(50)
         self.line.escaped.connect(self.revert)
@@ -150,15 +176,34 @@ class TextField(Field):
             self._show(self.source.readings[self.name])
         self.taken_back.emit()
 
+    @property
+    def typing(self) -> bool:
+        return self.edited and self.line.text() != self._sent_text
+
+    def _insist(self) -> None:
+        """Enter sends what was refused once more; leaving the field does not."""
+        self._sent_text = None
+
+    def send(self, value: Any) -> None:
+        self._sent_text = self.line.text()
+        super().send(value)
+
+    def _mark(self, edited: bool) -> None:
+        if not edited:
+            self._sent_text = None
+        super()._mark(edited)
+
+    def _text(self, value: Any) -> str:
+        return self._write(value)
+
     def finish(self) -> None:
-        if not self.edited:
+        if not self.typing:
             return
         try:
             value = self._read(self.line.text())
         except ValueError as exc:
             self.complain(str(exc))
             return
-        self.line.setModified(False)
         self.send(value)
 
     def _show(self, value: Any) -> None:
@@ -208,7 +253,7 @@ class ChoiceField(Field):
 
     def _changed(self, names: set[str]) -> None:
         listed = isinstance(self._choices, str) and self._choices in names
-        if listed and self.name in self.source.readings:
+        if listed and not self.edited and self.name in self.source.readings:
             self._show(self.source.readings[self.name])
         super()._changed(names)
 
