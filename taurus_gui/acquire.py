@@ -56,6 +56,7 @@ class AcquirePanel(Qt.QWidget):
         self._ask.timeout.connect(self._ask_receiver)
         self._sure = Qt.QTimer(self)
         self._sure.setSingleShot(True)
+        self._sure.setTimerType(Qt.Qt.PreciseTimer)  # what remains is looked at
         self._sure.setInterval(SURE)
         self._sure.timeout.connect(self._unsure)
         for signal in (self.file.typed, self.file.taken_back):
