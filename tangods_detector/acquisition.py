@@ -292,7 +292,7 @@ class Acquisition:
         if self.snapshot.state is not State.OFFLINE:
             log.warning("hardware unreachable: %s", exc)
         quietly(self._backend.close)
-        self.enter(Event.LOST, f"hardware unreachable: {exc}; trying again", last_error=str(exc))
+        self.enter(Event.LOST, f"hardware unreachable: {exc}; trying again", last_error=str(exc), readings={})
 
     def _look_after(self) -> None:
         """Is everything there still? Keeps the sentence of the last series."""

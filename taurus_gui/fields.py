@@ -44,14 +44,18 @@ class Field(Qt.QObject):
         source.changed.connect(self._changed)
         source.answered.connect(self._answered)
         self._describe()
-        if name in source.readings:
-            self._show(source.readings[name])
+        self._show_reading()
 
     def _make(self, parent: Qt.QWidget) -> Qt.QWidget:
         raise NotImplementedError
 
     def _show(self, value: Any) -> None:
         raise NotImplementedError
+
+    def _show_reading(self) -> None:
+        value = self.source.readings.get(self.name)
+        if value is not None:
+            self._show(value)
 
     @property
     def described(self) -> Described:
@@ -90,8 +94,7 @@ class Field(Qt.QObject):
         self.complain("")
         if not self.typing:
             self._mark(False)
-            if self.name in self.source.readings:
-                self._show(self.source.readings[self.name])
+            self._show_reading()
 
     def finish(self) -> None:
         """Send what was typed and not sent yet."""
@@ -172,8 +175,7 @@ class TextField(Field):
     def revert(self) -> None:
         self._mark(False)
         self.complain("")
-        if self.name in self.source.readings:
-            self._show(self.source.readings[self.name])
+        self._show_reading()
         self.taken_back.emit()
 
     @property
@@ -253,8 +255,8 @@ class ChoiceField(Field):
 
     def _changed(self, names: set[str]) -> None:
         listed = isinstance(self._choices, str) and self._choices in names
-        if listed and not self.edited and self.name in self.source.readings:
-            self._show(self.source.readings[self.name])
+        if listed and not self.edited:
+            self._show_reading()
         super()._changed(names)
 
     def _show(self, value: Any) -> None:

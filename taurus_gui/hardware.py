@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 
+import numpy as np
 import pyqtgraph as pg
 from taurus.external.qt import Qt
 
@@ -18,10 +20,13 @@ ABOUT = ("Model", "SerialNumber", "Firmware", "SensorShape", "PixelSize", "Senso
          "FrameShape", "DataType", "LatencyTime", "Endpoints", "ReceiverState")  # fmt: skip
 TRENDS = {"degC": "°C", "°C": "°C", "C": "°C", "K": "K"}
 SECONDS = 3600.0  # of the trend
+AWAY = (None, "UNKNOWN", "INIT")  # states in which a reading is of a time before
 
 
 def text_of(value: object, described: Described) -> str:
     """A value with its unit, for people."""
+    if value is None:
+        return "–"
     if described.unit == "m" and isinstance(value, tuple | float):
         lengths = value if isinstance(value, tuple) else (value,)
         return f"{' × '.join(f'{1e6 * length:.5g}' for length in lengths)} µm" if any(lengths) else "–"
@@ -227,12 +232,16 @@ class HardwarePanel(Qt.QWidget):
     def _tick(self) -> None:
         for name, trend in self.trends.items():
             value = self._source.readings.get(name)
-            if isinstance(value, int | float) and self._source.state is not None:
+            if isinstance(value, int | float) and self._source.state not in AWAY:
                 trend.add(float(value))
+            else:
+                trend.add(math.nan)
         if self.isVisible():
             for (_, trend), line in zip(self.trends.items(), self.plot.listDataItems(), strict=False):
                 ages, values = trend.curve(SECONDS)
-                line.setData(ages / 60, values)
+                if not np.isfinite(values).any():
+                    ages = values = np.zeros(0)
+                line.setData(ages / 60, values, connect="finite")  # a gap where there was no value
 
     def _read_again(self) -> None:
         self._source.link.look_closely(False)

@@ -56,6 +56,7 @@ class TangoLink:
         self._urgent: list[threading.Thread] = []
         self._proxy: tango.DeviceProxy | None = None
         self._own: dict[str, bool] = {}  # the backend's attributes: is it for experts
+        self._deaf: set[str] = set()  # of these no events arrive
         self._closely = False
         self._receiver: ReceiverLink | None = None
 
@@ -136,9 +137,12 @@ class TangoLink:
         watched = sorted(names & STANDARD)
         self._read(proxy, [*watched, *self._own])
         events = []
+        self._deaf = set()
         for name in watched:
-            with contextlib.suppress(tango.DevFailed):
+            try:
                 events.append(proxy.subscribe_event(name, tango.EventType.CHANGE_EVENT, partial(self._event, name)))
+            except tango.DevFailed as exc:
+                self._hears_not(name, first_line(exc))
         found = proxy.get_property("Receiver").get("Receiver") or [""]
         self._receiver = ReceiverLink(str(found[0]).strip(), self.device, self._box)
         self._receiver.look()
@@ -147,11 +151,18 @@ class TangoLink:
     def _event(self, name: str, event: tango.EventData) -> None:
         """In a thread of Tango's own; events have names in small letters."""
         if event.err or event.attr_value is None:
+            self._hears_not(name, str(event.errors[0].desc) if event.errors else "an event without a value")
             return
+        self._deaf.discard(name)
         value = event.attr_value
         if value.quality == tango.AttrQuality.ATTR_INVALID:
             return
         self._box.put("readings", name, plain(value.value))
+
+    def _hears_not(self, name: str, why: str) -> None:
+        if not self._deaf:
+            log.warning("%s: no events of %s (%s): what sends none is read every second", self.device, name, why)
+        self._deaf.add(name)
 
     def _serve(self, proxy: tango.DeviceProxy) -> str:
         """Until the device does not answer any more; then the reason."""
@@ -167,7 +178,7 @@ class TangoLink:
             try:
                 if now >= due["look"]:
                     due["look"] = now + LOOK
-                    self._read(proxy, ["State", "Status"])
+                    self._read(proxy, sorted({"State", "Status"} | self._deaf))
                     if self._receiver:
                         self._receiver.look()
                 if now >= due["own"]:
@@ -182,13 +193,14 @@ class TangoLink:
         return ""
 
     def _read(self, proxy: tango.DeviceProxy, names: list[str]) -> None:
-        """One call for all. DevFailed: the device does not answer."""
+        """One call for all; None: of the backend's own, one that cannot be read now. DevFailed: nobody answers."""
         if not names:
             return
         values: dict[str, Any] = {}
         for name, value in zip(names, proxy.read_attributes(names), strict=True):
-            if not value.has_failed and value.quality != tango.AttrQuality.ATTR_INVALID:
-                values[name] = plain(value.value)
+            good = not value.has_failed and value.quality != tango.AttrQuality.ATTR_INVALID
+            if good or name in self._own:
+                values[name] = plain(value.value) if good else None
         self._box.put_all("readings", values)
 
     def _do(self, proxy: tango.DeviceProxy, order: Order) -> None:

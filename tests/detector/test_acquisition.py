@@ -630,6 +630,7 @@ def test_hardware_lost_while_idle_comes_back(bench: Bench) -> None:
     bench.backend.errors["status"] = HardwareError("cable")
     bench.wait(State.OFFLINE)
     assert "cable" in bench.now.last_error
+    assert bench.now.readings == {}, "what was read before is not of now"
     with pytest.raises(ConfigError, match="cable"):
         bench.acquisition.arm(FILE)
     bench.backend.errors.clear()

@@ -1,4 +1,4 @@
-"""Editors of attributes, before a detector that the test plays: what is typed is never lost, what was refused stays so."""
+"""Editors of attributes, before a detector that the test plays: what is typed is kept, what was refused stays so."""
 
 from __future__ import annotations
 
