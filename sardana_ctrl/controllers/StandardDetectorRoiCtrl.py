@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tango
@@ -68,6 +69,7 @@ class StandardDetectorRoiCtrl(CounterTimerController):
         self._meters: dict[int, Meter] = {}
         self._synch = Synch.SOFTWARE_TRIGGER
         self._over: set[int] = set()  # axes whose points are all there
+        self._failed: dict[int, str] = {}  # shown as Fault until the next start
         self._starting: list[int] = []
 
     def AddDevice(self, axis: int) -> None:
@@ -98,10 +100,16 @@ class StandardDetectorRoiCtrl(CounterTimerController):
             super().SetCtrlPar(parameter, value)
 
     def PrepareOne(self, axis: int, value: float, repetitions: int, latency: float, nb_starts: int) -> None:
+        """Errors reach the user from here only: at a start by software Sardana would swallow them."""
+        self._failed.clear()
+        self._over.clear()
+        in_group = pool.axes_in_group(self)
+        axes = in_group if axis in in_group else [axis]
+        for each in axes:
+            self._meters[each].check()
         for meter in self._meters.values():
             meter.prepare(repetitions, nb_starts)
-        self._over.clear()
-        for each in pool.axes_in_group(self) or [axis]:
+        for each in axes:
             pool.refresh(self, each)
 
     def LoadOne(self, axis: int, value: float, repetitions: int, latency: float) -> None:
@@ -109,10 +117,18 @@ class StandardDetectorRoiCtrl(CounterTimerController):
 
     def PreStartAll(self) -> None:
         self._starting = []
+        self._failed.clear()
 
     def PreStartOne(self, axis: int, value: float | None = None) -> bool:
-        self._meters[axis].check()
+        self._try(axis, self._meters[axis].check)
         return True
+
+    def _try(self, axis: int, act: Callable[[], None]) -> None:
+        """What goes wrong shows in the state: an error here would leave the measurement group waiting for ever."""
+        try:
+            act()
+        except (tango.DevFailed, RoiError) as exc:
+            self._failed[axis] = _words(exc)
 
     def StartOne(self, axis: int, value: float | None = None) -> None:
         self._starting.append(axis)
@@ -120,21 +136,25 @@ class StandardDetectorRoiCtrl(CounterTimerController):
     def StartAll(self) -> None:
         for axis in self._starting:
             self._over.discard(axis)
-            self._meters[axis].start()
+            self._try(axis, self._meters[axis].start)
 
     def StateOne(self, axis: int) -> tuple[Any, str]:
+        if axis in self._failed:
+            return State.Fault, self._failed[axis]
         try:
             if axis in self._over or self._meters[axis].done():
                 self._over.add(axis)
                 return State.On, "measured"
         except (tango.DevFailed, RoiError) as exc:
-            return State.Fault, str(exc.args[0].desc if isinstance(exc, tango.DevFailed) else exc)
+            return State.Fault, _words(exc)
         return State.Moving, "waiting for the image"
 
     def ReadOne(self, axis: int) -> Any:
         meter = self._meters[axis]
         if self._synch.by_software and not self._synch.whole_start:
             return meter.value()
+        if axis in self._failed:
+            return []
         return meter.new_values(axis in self._over)
 
     def StopOne(self, axis: int) -> None:
@@ -142,3 +162,7 @@ class StandardDetectorRoiCtrl(CounterTimerController):
 
     def AbortOne(self, axis: int) -> None:
         self._over.add(axis)
+
+
+def _words(exc: tango.DevFailed | RoiError) -> str:
+    return str(exc.args[0].desc if isinstance(exc, tango.DevFailed) else exc)

@@ -200,6 +200,39 @@ def test_motor_error_in_mid_scan(
     good_scan(sardana)
 
 
+def good_scan_with_region(sardana: Sardana) -> None:
+    sardana.run("ascan", "mot01", 0, 1, 2, 0.002)
+    assert sardana.last_scan().tags() == [0, 1, 2]
+    assert (sardana.last_scan().column("roi01") > 0).all()
+
+
+def test_a_region_that_is_not_there(sardana: Sardana) -> None:
+    sardana.group("mg_roi")
+    sardana.element("roi01").Roi = "nowhere"
+    try:
+        with pytest.raises(MacroError, match="no region 'nowhere'"):
+            sardana.run(*STEP)
+        with pytest.raises(MacroError, match="no region 'nowhere'"):
+            sardana.run("ct", 0.005)
+    finally:
+        sardana.element("roi01").Roi = "roi01"
+    good_scan_with_region(sardana)
+
+
+def test_a_region_that_goes_away_in_mid_scan(sardana: Sardana, first: Beamline) -> None:
+    sardana.group("mg_roi")
+    regions = first.receiver.Rois
+    sardana.door.start("ascan", "mot01", 0, 1, 100, 0.01)
+    wait_busy(first, 3)
+    first.receiver.Rois = ["other 8 8 40 40"]
+    try:
+        with pytest.raises(MacroError, match="no region 'roi01'"):
+            sardana.door.wait()
+    finally:
+        first.receiver.Rois = regions
+    good_scan_with_region(sardana)
+
+
 @contextlib.contextmanager
 def group_of(sardana: Sardana, beamline: Beamline, backend: str) -> Iterator[None]:
     """The second detector with another backend, alone in a group that is active."""
