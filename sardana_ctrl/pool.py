@@ -8,6 +8,7 @@ old state:
     PoolController.operator                the measurement group that prepares; `prepare` of a group sets it
     PoolController.get_element(axis=)      channel, trigger or counter of an axis, with get_state(cache, propagate)
     group.configuration.get_timerable_ctrls(enabled=True), their element and get_channels(enabled=True)[].axis
+    group.nb_starts                        starts that it prepares for
     group._pending_starts                  starts that will still come; `prepare` sets it, `stop` makes it 0
     group.acquisition.is_running()         whether a start is being worked on
 
@@ -40,6 +41,13 @@ def axes_in_group(controller: Any) -> list[int]:
         if other.element is controller._getPoolController():
             return [channel.axis for channel in other.get_channels(enabled=True)]
     return []
+
+
+def starts_of_group(controller: Any, told: int) -> int:
+    """For channels that one event starts. Sardana tells them the number of points of all starts, where the group also
+    has channels with an event for each point: PoolAcquisition.prepare multiplies for those first, in one variable."""
+    group = group_of(controller)
+    return told if group is None else int(group.nb_starts)
 
 
 def is_over(group: Any) -> bool:

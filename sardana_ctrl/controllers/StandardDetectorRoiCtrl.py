@@ -101,6 +101,8 @@ class StandardDetectorRoiCtrl(CounterTimerController):
 
     def PrepareOne(self, axis: int, value: float, repetitions: int, latency: float, nb_starts: int) -> None:
         """Errors reach the user from here only: at a start by software Sardana would swallow them."""
+        if self._synch is Synch.SOFTWARE_START:
+            nb_starts = pool.starts_of_group(self, nb_starts)
         self._failed.clear()
         self._over.clear()
         in_group = pool.axes_in_group(self)

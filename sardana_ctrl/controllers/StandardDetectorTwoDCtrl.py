@@ -198,6 +198,8 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
 
     def PrepareOne(self, axis: int, value: float, repetitions: int, latency: float, nb_starts: int) -> None:
         """`axis` is the group's timer; all enabled detectors of the group are prepared, and wait side by side."""
+        if self._synch is Synch.SOFTWARE_START:
+            nb_starts = pool.starts_of_group(self, nb_starts)
         axes, self._told = self._in_group(axis), []
         self._prepared = axes
         self._turn += 1

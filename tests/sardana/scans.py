@@ -186,6 +186,27 @@ def test_several_detectors_with_different_rates(sardana: Sardana) -> None:
         sardana.run("udefmeas", "mg_both")
 
 
+def test_a_counter_with_an_event_for_each_point_beside_a_detector(
+    sardana: Sardana, first: Beamline, one_file: None
+) -> None:
+    sardana.run("defctrl", "DummyCounterTimerController", "ctctrl01")
+    sardana.run("defelem", "ct01", "ctctrl01", 1)
+    sardana.run("defmeas", "mg_mixed", "ct01", "det01", "roi01")
+    try:
+        sardana.group("mg_mixed")
+        for channel in ("det01", "roi01"):
+            sardana.run("set_meas_conf", "Synchronization", "Start", channel)
+        sardana.run("det_setup")
+        made = scan(sardana, "timescan", 5, 0.2, 0.1, points=5)
+        assert first.detector.nFramesExpected == 5
+        assert made.column("roi01")[4] == first.expected(4)[8:48, 8:48].sum()
+    finally:
+        sardana.group("mg")
+        sardana.run("udefmeas", "mg_mixed")
+        sardana.run("udefelem", "ct01")
+        sardana.run("udefctrl", "ctctrl01")
+
+
 def test_region_of_interest(sardana: Sardana, first: Beamline) -> None:
     sardana.group("mg_roi")
     made = scan(sardana, "ascan", "mot01", 0, 1, 5, 0.005, points=6)

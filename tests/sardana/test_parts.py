@@ -266,7 +266,7 @@ for owner, names in {
     PoolBaseElement: ["get_state"],
     MeasurementConfiguration: ["get_timerable_ctrls"],
     ControllerConfiguration: ["get_channels"],
-    PoolMeasurementGroup: ["configuration", "acquisition"],
+    PoolMeasurementGroup: ["configuration", "acquisition", "nb_starts"],
     PoolAcquisition: ["is_running"],
     Recorder: ["_endRecordList", "sanitizeName"],
     Macro: ["addObj"],
