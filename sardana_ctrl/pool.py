@@ -24,7 +24,7 @@ CHECKED_WITH = "3.7"  # versions of Sardana that begin so
 
 
 def group_of(controller: Any) -> Any:
-    """The measurement group that prepared this controller last; None: a channel was used on its own."""
+    """The measurement group that prepared this controller last, also where a channel was used on its own since."""
     try:
         group = controller._getPoolController().operator
     except (AttributeError, TypeError):  # no Pool, no group yet: the property calls a None then
@@ -55,14 +55,14 @@ def is_over(group: Any) -> bool:
     return bool(group._pending_starts == 0 and not group.acquisition.is_running())
 
 
-def refresh(controller: Any, axis: int) -> None:
-    """Let the Pool look at an element, and at the group, now. A macro waits 3 s for a group whose remembered state is
-    not On, and then gives up: without this, after a Reset of a detector that had failed (Fault), and after an abort
-    just when a start began (Unknown)."""
+def refresh(controller: Any, axis: int, alone: bool = False) -> None:
+    """Let the Pool look now at an element, and at the group unless the element is counted `alone`. A macro waits 3 s
+    for a group whose remembered state is not On, and then gives up: without this, after a Reset of a detector that had
+    failed (Fault), and after an abort just when a start began (Unknown)."""
     holder = controller._getPoolController()
     if holder is None:
         return
     holder.get_element(axis=axis).get_state(cache=False, propagate=2)
-    group = group_of(controller)
+    group = None if alone else group_of(controller)
     if group is not None:  # an element whose last event said On tells nothing to its group
         group.get_state(cache=False, propagate=2)

@@ -200,7 +200,8 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
         """`axis` is the group's timer; all enabled detectors of the group are prepared, and wait side by side."""
         if self._synch is Synch.SOFTWARE_START:
             nb_starts = pool.starts_of_group(self, nb_starts)
-        axes, self._told = self._in_group(axis), []
+        axes, group = self._who_takes_part(axis)
+        self._told = []
         self._prepared = axes
         self._turn += 1
         try:
@@ -209,24 +210,21 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
                 channel.prepare(Request(self._synch, value, repetitions, latency, nb_starts, channel.frames_per_point))
             for number in axes:
                 self._channels[number].wait_ready(SOON)
-                pool.refresh(self, number)
+                pool.refresh(self, number, alone=group is None)
         except ChannelError:
             self._stop_all(axes)
             raise
-        if self._point_by_point and nb_starts > 1:
-            threading.Thread(target=self._end_leftover, args=(self._turn, axes), daemon=True).start()
+        if group is not None and self._point_by_point and nb_starts > 1:
+            threading.Thread(target=self._end_leftover, args=(self._turn, group, axes), daemon=True).start()
 
     @property
     def _point_by_point(self) -> bool:
         """Sardana sends a software event for each point."""
         return self._synch.by_software and not self._synch.whole_start
 
-    def _end_leftover(self, turn: int, axes: list[int]) -> None:
+    def _end_leftover(self, turn: int, group: Any, axes: list[int]) -> None:
         """Sardana leaves out software triggers that come while a point is not finished, so that fewer come than were
         prepared: when the group is over, the detector must not wait for the rest."""
-        group = pool.group_of(self)
-        if group is None:
-            return
         with tango.EnsureOmniThread():
             while turn == self._turn and any(self._channels[n].busy for n in axes if n in self._channels):
                 time.sleep(LOOK)
@@ -234,10 +232,13 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
                     self._stop_all(axes)
                     return
 
-    def _in_group(self, timer: int) -> list[int]:
-        """Axes that take part, of a group or of a channel on its own."""
+    def _who_takes_part(self, timer: int) -> tuple[list[int], Any]:
+        """Axes, and their measurement group; None: a channel is counted on its own. A controller is not told of that
+        and still has the group of before; but a group speaks of all its channels before it prepares."""
         axes = pool.axes_in_group(self)
-        return axes if timer in axes else sorted({timer, *self._told} & set(self._channels)) or [timer]
+        if timer in axes and set(axes) <= set(self._told):
+            return axes, pool.group_of(self)
+        return sorted({timer, *self._told} & set(self._channels)) or [timer], None
 
     def _stop_all(self, axes: list[int]) -> None:
         for number in axes:

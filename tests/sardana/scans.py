@@ -150,6 +150,27 @@ def test_single_counts(sardana: Sardana, first: Beamline) -> None:
         sardana.run("set_meas_conf", "ValueRefPattern", "h5file://", "det01")  # none
 
 
+def test_single_channels_after_groups(sardana: Sardana, beamlines: list[Beamline]) -> None:
+    """The group that was used before has nothing to do with them."""
+    first, second = beamlines
+    sardana.run("ascan", "mot01", 0, 1, 2, 0.002)
+    second.detector.ExposureTime = 1.0
+    sardana.run("ct", 0.006, "det02")
+    assert (second.detector.ExposureTime, second.detector.nFramesAcquired) == (0.006, 1)
+    sardana.run("defmeas", "mg_both", "det01", "det02")
+    try:
+        sardana.group("mg_both")
+        sardana.run("det_setup")
+        sardana.run("ct", 0.007)
+        assert first.detector.ExposureTime == second.detector.ExposureTime == 0.007
+        sardana.run("ct", 0.008, "det01")
+        assert (first.detector.ExposureTime, first.detector.nFramesAcquired) == (0.008, 1)
+        assert second.detector.ExposureTime == 0.007 and second.detector.state() in ON, "it is left alone"
+    finally:
+        sardana.group("mg")
+        sardana.run("udefmeas", "mg_both")
+
+
 def test_plain_values(sardana: Sardana, first: Beamline) -> None:
     """References off: the image itself goes to whoever counts."""
     sardana.run("set_meas_conf", "ValueRefEnabled", "False", "det01")
