@@ -18,8 +18,11 @@ Sardana's defgh does, for defgh adds a hook a second time; det_uct fills in what
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
+LOOK = 0.05  # s between two looks at a group
 CHECKED_WITH = "3.7"  # versions of Sardana that begin so
 
 
@@ -53,6 +56,18 @@ def starts_of_group(controller: Any, told: int) -> int:
 def is_over(group: Any) -> bool:
     """Nothing runs, and no start is to come."""
     return bool(group._pending_starts == 0 and not group.acquisition.is_running())
+
+
+def wait_over(group: Any, wanted: Callable[[], bool]) -> bool:
+    """Until the group is over; False: nobody wants to know any more. It takes two looks: when a start begins, there is
+    a moment in which none is to come and nothing runs yet."""
+    looks = 0
+    while wanted():
+        time.sleep(LOOK)
+        looks = looks + 1 if is_over(group) else 0
+        if looks == 2:
+            return wanted()
+    return False
 
 
 def refresh(controller: Any, axis: int, alone: bool = False) -> None:

@@ -31,7 +31,6 @@ from sardana_ctrl.references import DATASET
 STATES = {"On": State.On, "Moving": State.Moving, "Fault": State.Fault}
 SOON = 2.0  # s that a prepare waits for the detectors: clients of a measurement group give up after 3 s
 CLOSED = 2.5  # s that a stop waits for the files to be closed, for the same reason
-LOOK = 0.05  # s
 REFERENCE_MODES = ("AUTO", "FRAME", "SERIES")
 
 
@@ -225,12 +224,13 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
     def _end_leftover(self, turn: int, group: Any, axes: list[int]) -> None:
         """Sardana leaves out software triggers that come while a point is not finished, so that fewer come than were
         prepared: when the group is over, the detector must not wait for the rest."""
+
+        def armed() -> bool:
+            return turn == self._turn and any(self._channels[n].busy for n in axes if n in self._channels)
+
         with tango.EnsureOmniThread():
-            while turn == self._turn and any(self._channels[n].busy for n in axes if n in self._channels):
-                time.sleep(LOOK)
-                if pool.is_over(group) and turn == self._turn:
-                    self._stop_all(axes)
-                    return
+            if pool.wait_over(group, armed):
+                self._stop_all(axes)
 
     def _who_takes_part(self, timer: int) -> tuple[list[int], Any]:
         """Axes, and their measurement group; None: a channel is counted on its own. A controller is not told of that

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sardana_ctrl
-from sardana_ctrl import images, naming
+from sardana_ctrl import images, naming, pool
 from sardana_ctrl.plan import PlanError, Request, Synch, plan
 from sardana_ctrl.references import DATASET, Reference, Run, as_text, parse, runs, without
 
@@ -238,6 +238,29 @@ def test_the_page_tells_all() -> None:
     for file in ("StandardDetectorTwoDCtrl", "SimulatedTriggerGateCtrl", "StandardDetectorRoiCtrl"):
         settings = re.findall(r'^        "(\w+)": \{$', (top / f"controllers/{file}.py").read_text(), re.MULTILINE)
         assert {name for name in settings if f"`{name}`" not in text} <= {"DeviceName", "Device", "Receiver"}
+
+
+class Group:
+    """Over, or not, when it is looked at."""
+
+    def __init__(self, *looks: bool) -> None:
+        self.looks = list(looks)
+        self._pending_starts = 0
+        self.acquisition = self
+
+    def is_running(self) -> bool:
+        return not self.looks.pop(0)
+
+
+def test_a_group_is_over_when_it_is_so_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two points it looks so for a moment."""
+    monkeypatch.setattr(pool, "LOOK", 0.0)
+    group = Group(False, True, False, True, False, True, True, True)
+    assert pool.wait_over(group, lambda: True)
+    assert len(group.looks) == 1
+    assert not pool.wait_over(Group(True, True), lambda: False)
+    wanted = [True, True, False]
+    assert not pool.wait_over(Group(True, True), lambda: wanted.pop(0)), "somebody prepared anew"
 
 
 # --- Sardana's own names --------------------------------------------------------------------------------------------
