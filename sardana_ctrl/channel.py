@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,13 @@ Settings = dict[str, Any]
 
 class ChannelError(RuntimeError):
     """What an operator reads: which channel, what it wanted, what the device said."""
+
+
+def wait_all_ready(channels: Iterable[Channel], limit: float) -> None:
+    """`limit` s for all of them together: they arm side by side. ChannelError: the arming of one failed."""
+    end = time.monotonic() + limit
+    for channel in channels:
+        channel.wait_ready(max(0.0, end - time.monotonic()))
 
 
 def said(exc: tango.DevFailed) -> str:

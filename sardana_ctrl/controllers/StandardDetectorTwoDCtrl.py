@@ -24,12 +24,12 @@ from sardana.pool.controller import (
 )
 
 from sardana_ctrl import pool
-from sardana_ctrl.channel import Channel, ChannelError
+from sardana_ctrl.channel import Channel, ChannelError, wait_all_ready
 from sardana_ctrl.plan import Request, Synch
 from sardana_ctrl.references import DATASET
 
 STATES = {"On": State.On, "Moving": State.Moving, "Fault": State.Fault}
-SOON = 2.0  # s that a prepare waits for the detectors: clients of a measurement group give up after 3 s
+SOON = 2.0  # s that a prepare waits for all detectors: clients of a measurement group give up after 3 s
 CLOSED = 2.5  # s that a stop waits for the files to be closed, for the same reason
 REFERENCE_MODES = ("AUTO", "FRAME", "SERIES")
 
@@ -207,8 +207,8 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
             for number in axes:
                 channel = self._channels[number]
                 channel.prepare(Request(self._synch, value, repetitions, latency, nb_starts, channel.frames_per_point))
+            wait_all_ready((self._channels[number] for number in axes), SOON)
             for number in axes:
-                self._channels[number].wait_ready(SOON)
                 pool.refresh(self, number, alone=group is None)
         except ChannelError:
             self._stop_all(axes)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import pytest
 import tango
 
-from sardana_ctrl.channel import Channel
+from sardana_ctrl.channel import Channel, wait_all_ready
 from sardana_ctrl.plan import Request, Synch
 
 ALL = ("INTERNAL", "SOFTWARE", "EXTERNAL_SINGLE", "EXTERNAL_MULTI", "EXTERNAL_GATE")
@@ -137,3 +138,14 @@ def test_each_start_of_a_detector_without_triggers_is_judged_alone() -> None:
     channel.start()
     ended(device)
     assert "after 0 of 1 frames" in channel.state()[1]
+
+
+def test_detectors_that_are_slow_to_arm_are_waited_for_side_by_side() -> None:
+    channels = []
+    for _ in range(5):
+        channel, device = prepared(Synch.HARDWARE_TRIGGER, 100, 1)
+        device.values["State"] = tango.DevState.MOVING
+        channels.append(channel)
+    begun = time.monotonic()
+    wait_all_ready(channels, 0.2)
+    assert 0.2 <= time.monotonic() - begun < 0.4
