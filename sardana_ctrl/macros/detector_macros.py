@@ -119,6 +119,8 @@ class Stopper:
     def stop(self) -> None:
         for detector in self._detectors:
             _quietly(detector.device.command_inout, "Stop")
+        for detector in self._detectors:  # no hook comes after an abort; the next file has another name
+            _quietly(detector.channel.write_attribute, "Filename", "")
 
     abort = stop
 
@@ -351,6 +353,8 @@ class det_prescan(_Detectors):
             scan.addObj(Stopper(detectors))
         folder, file = self.kept("ScanDir"), self.kept("ScanFile")
         if not folder or not file:
+            for one in detectors:
+                one.channel.write_attribute("Filename", "")
             return  # nothing is kept of this scan; the channels' own ValueRefPattern counts
         first = file if isinstance(file, str) else file[0]
         pattern, number = self.kept(PATTERN, naming.SCAN_PATTERN), self.kept("ScanID", 0)

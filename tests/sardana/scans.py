@@ -291,6 +291,17 @@ def test_file_names_by_a_pattern(sardana: Sardana, first: Beamline) -> None:
         sardana.run("usenv", "DetectorFilePattern")
 
 
+def test_a_name_that_was_left_over_is_not_taken(sardana: Sardana) -> None:
+    sardana.run("usenv", "ScanFile")
+    try:
+        sardana.element("det01").Filename = str(sardana.data / "of_before.h5")
+        with pytest.raises(MacroError, match="there is no file name"):
+            sardana.run("ascan", "mot01", 0, 1, 2, 0.002)
+    finally:
+        sardana.run("senv", "ScanFile", "scan.h5")
+    assert not (sardana.data / "of_before.h5").exists()
+
+
 def test_files_can_be_moved_together(sardana: Sardana, tmp_path: Path) -> None:
     sardana.run("senv", "ScanFile", "moved.h5")
     try:

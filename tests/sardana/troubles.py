@@ -87,6 +87,16 @@ def test_stop_in_a_step_scan(sardana: Sardana, first: Beamline) -> None:
     good_scan(sardana)
 
 
+@pytest.mark.parametrize("end", ["stop", "abort"])
+def test_a_scan_that_is_broken_off_leaves_no_name(sardana: Sardana, first: Beamline, end: str) -> None:
+    sardana.door.start("ascan", "mot01", 0, 1, 200, 0.01)
+    wait_busy(first, 3)
+    assert sardana.element("det01").Filename
+    getattr(sardana.door, end)()
+    assert sardana.element("det01").Filename == ""
+    good_scan(sardana)
+
+
 @pytest.mark.parametrize(("group", "macro", "at"), [("mg", STEP, 4), ("mg", FLY, 20), ("mg_hw", FLY, 20)])
 def test_detector_fails_in_mid_scan(
     sardana: Sardana, first: Beamline, group: str, macro: tuple[object, ...], at: int
