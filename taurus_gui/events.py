@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from taurus_gui.orders import Answer, Connection, ReceiverSide
 
 Level = Literal["info", "warning", "error"]
-MOST = 500  # entries that are kept
+MOST = 500  # entries that are kept, and as many that are worse than information
 LEVELS: dict[str, Level] = {"FAULT": "error", "UNKNOWN": "error", "DISABLE": "error", "ALARM": "warning"}
 
 
@@ -23,19 +25,30 @@ class Entry:
 
 
 class Events:
-    """Tell it what came; it says what is new, and keeps the last `most` entries."""
+    """Tell it what came; it says what is new, and keeps the last `most` entries, and as many errors and warnings."""
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
-        self.entries: deque[Entry] = deque(maxlen=most)
+        self._routine: deque[Entry] = deque(maxlen=most)
+        self._worse: deque[Entry] = deque(maxlen=most)
         self._there: bool | None = None
         self._receiver = ""
         self._lost: dict[str, int] = {}
         self._series: object = None
 
     def _keep(self, *entries: Entry) -> list[Entry]:
-        self.entries.extend(entries)
+        for entry in entries:
+            (self._routine if entry.level == "info" else self._worse).append(entry)
         return list(entries)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Oldest first."""
+        return list(heapq.merge(self._routine, self._worse, key=attrgetter("time")))
+
+    def clear(self) -> None:
+        self._routine.clear()
+        self._worse.clear()
 
     def note(self, text: str) -> Entry:
         return self._keep(Entry("warning", text))[0]

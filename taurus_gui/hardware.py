@@ -20,6 +20,7 @@ ABOUT = ("Model", "SerialNumber", "Firmware", "SensorShape", "PixelSize", "Senso
          "FrameShape", "DataType", "LatencyTime", "Endpoints", "ReceiverState")  # fmt: skip
 TRENDS = {"degC": "°C", "°C": "°C", "C": "°C", "K": "K"}
 SECONDS = 3600.0  # of the trend
+EVERY = 3.0  # s between its values: 1200 of them
 AWAY = (None, "UNKNOWN", "INIT")  # states in which a reading is of a time before
 
 
@@ -169,7 +170,7 @@ class HardwarePanel(Qt.QWidget):
         for row, described in enumerate(sorted(own, key=lambda a: (a.expert, not a.writable))):
             self._build_row(row, described)
         self._grid.setRowStretch(2 * len(own), 1)
-        self.trends = {a.name: self.trends.get(a.name, past.Trend()) for a in own if a.unit in TRENDS}
+        self.trends = {a.name: self.trends.get(a.name, past.Trend(every=EVERY)) for a in own if a.unit in TRENDS}
         self.plot.clear()
         for name in self.trends:
             self.plot.plot([], [], name=name)

@@ -52,8 +52,8 @@ class LogPanel(Qt.QWidget):
     def _take(self, entries: list[Entry]) -> None:
         for entry in entries:
             self._show(entry)
-        while self.list.topLevelItemCount() > self._events.most:
-            self.list.takeTopLevelItem(self.list.topLevelItemCount() - 1)
+        if self.list.topLevelItemCount() > 3 * self._events.most:
+            self._again()
 
     def _show(self, entry: Entry) -> None:
         if self.only.isChecked() and entry.level == "info":
@@ -75,7 +75,7 @@ class LogPanel(Qt.QWidget):
             self._show(entry)
 
     def _clear(self) -> None:
-        self._events.entries.clear()
+        self._events.clear()
         self.list.clear()
 
     def texts(self) -> list[str]:

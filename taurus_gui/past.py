@@ -18,14 +18,18 @@ MOST = 50  # series
 
 
 class Trend:
-    """Values against time; `most` of them are kept."""
+    """Values against time; `most` of them are kept, of those that come closer than `every` s only the first."""
 
-    def __init__(self, most: int = 1200) -> None:
+    def __init__(self, most: int = 1200, every: float = 0.0) -> None:
+        self._every = every
         self._times: deque[float] = deque(maxlen=most)
         self._values: deque[float] = deque(maxlen=most)
 
     def add(self, value: float, now: float | None = None) -> None:
-        self._times.append(time.time() if now is None else now)
+        now = time.time() if now is None else now
+        if self._times and 0 <= now - self._times[-1] < self._every:
+            return
+        self._times.append(now)
         self._values.append(value)
 
     def curve(self, seconds: float, now: float | None = None) -> tuple[NDArray[Any], NDArray[Any]]:

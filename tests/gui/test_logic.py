@@ -285,6 +285,15 @@ def test_last_series_and_trends_are_bounded():
     assert len(trend) == 10 and trend.curve(4, 999)[1].tolist() == [995, 996, 997, 998, 999]
 
 
+def test_a_trend_is_of_a_whole_hour_however_often_it_is_told():
+    trend = past.Trend(every=3.0)
+    for n in range(2 * 3600 * 2):
+        trend.add(n, n / 2)
+    assert len(trend) == 1200 and trend.curve(3600, 7200)[0][0] == pytest.approx(-3600, abs=3)
+    trend.add(1, 10.0)  # somebody set the clock
+    assert trend.curve(3600, 10.0)[0][-1] == 0
+
+
 def test_what_is_worth_a_line():
     events = Events(most=5)
     assert events.connection(Connection(False, "no database"))[0].level == "error"
@@ -299,7 +308,19 @@ def test_what_is_worth_a_line():
     lost = {"openings": 1, "lost": [{"kind": "missing", "count": 2, "sentence": "2 of 5"}]}
     assert events.status(lost) == []  # it was before we looked
     assert len(events.status({**lost, "openings": 2})) == 1 and events.status({**lost, "openings": 2}) == []
-    assert len(events.entries) == 5
+    assert len(events.entries) == 6  # of each sort not more than 5
+
+
+def test_errors_are_not_pushed_out_of_the_log_by_routine():
+    events = Events(most=5)
+    events.note("the disk is full")
+    for n in range(20):
+        events.answer(Answer(Order("write", "nTriggers", n)))
+    events.note("the cable is loose")
+    texts = [entry.text for entry in events.entries]
+    assert texts == ["the disk is full", *(f"nTriggers = {n}" for n in range(15, 20)), "the cable is loose"]
+    events.clear()
+    assert events.entries == []
 
 
 def test_of_each_thing_the_newest_waits():
