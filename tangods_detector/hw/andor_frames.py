@@ -100,6 +100,11 @@ class Numbers:
         """The library says that a frame was lost, in any thread."""
         self._events.append((self.queued, time.time()))
 
+    @property
+    def told(self) -> int:
+        """Frames that the library told to be lost after the last one that came."""
+        return len(self._events)
+
     def take(self, ticks: int | None, exposed: float | None = None) -> int:
         """The number of the frame that came; `exposed` when, in s since 1970, None: not known."""
         lost = 0

@@ -27,6 +27,7 @@ WAIT = 50  # ms in the library at a time; a stop is seen after it
 BACK_PRESSURE_LIMIT = 120.0  # s that a frame may wait for somebody to connect
 STOP_LIMIT = 10.0  # s for the library to let us go
 LOOK = 1.0  # s between two looks whether a silent camera is still there
+REPEATS = 1.0  # s that the library may tell of overflows, beyond the time of two frames, and no frame comes
 LAST = 0.2  # s that a camera which has stopped by itself may take to deliver its last frame
 
 
@@ -106,6 +107,8 @@ class Run:
         if missed:
             full = f", or its own memory was full (AT_ERR_HARDWARE_OVERFLOW {self.overflows} times)"
             words.append(f"{missed} of them by the camera: it had no buffer{full if self.overflows else ''}")
+        if self.numbers.told and self.phase is Phase.ACQUIRING:
+            words.append(f"the camera had no buffer for {self.numbers.told} frames after the last one that came")
         if self.numbers.damaged:
             words.append(f"{self.numbers.damaged} frames came with damaged metadata")
         return "; ".join(words)
@@ -261,6 +264,7 @@ class Pump(threading.Thread):
             if self._abort.is_set():
                 return
         clock = Clock.now(run.camera, run.layout.hz)
+        silence = Silence(run, self._options.frame_timeout)
         try:
             run.camera.command("AcquisitionStart")
         except HardwareError as exc:
@@ -272,7 +276,7 @@ class Pump(threading.Thread):
         ring, layout, numbers = self._ring, run.layout, run.numbers
         total = run.series.n_frames
         wait = run.camera.waiter()
-        silence = Silence(run, self._options.frame_timeout)
+        silence.broken()
         while not self._abort.is_set() and (total is None or numbers.next < total):
             self._take_back(run)
             self._fire(run)
@@ -311,7 +315,8 @@ class Pump(threading.Thread):
                     return
                 else:
                     run.frames += 1
-            elif code == OVERFLOW:
+                continue
+            if code == OVERFLOW:
                 run.overflows += 1
                 if total is not None and not numbers.period:
                     raise HardwareError(
@@ -321,7 +326,7 @@ class Pump(threading.Thread):
                     )
             elif code not in (TIMEDOUT, NODATA):
                 raise SdkError(code, f"AT_WaitBuffer after {run.frames} frames")
-            elif silence.is_the_end(code):
+            if silence.is_the_end(code):
                 return
 
     def _take_back(self, run: Run) -> None:
@@ -358,31 +363,65 @@ class Silence:
 
     def __init__(self, run: Run, limit: float) -> None:
         self._run, self._limit = run, limit
+        self._begun = time.monotonic()
         self.broken()
 
     def broken(self) -> None:
         """A frame came, or none can."""
         self._since = self._looked = time.monotonic()
+        if self._run.mode is TriggerMode.EXTERNAL_SINGLE and not self._run.numbers.came:
+            self._begun = self._since
+        self._full = 0.0  # since when AT_WaitBuffer tells of overflows; 0: it does not
         self._stopped = 0.0  # when the camera was first seen so; 0: it was not
 
     def is_the_end(self, code: int) -> bool:
-        """The camera has stopped by itself. HardwareError: it is gone, or frames are overdue."""
+        """The camera has stopped by itself. HardwareError: it is gone, frames are overdue, an overflow stopped it."""
         now, run = time.monotonic(), self._run
-        if code == NODATA or self._stopped or now - self._looked >= LOOK:
+        if code == OVERFLOW:
+            self._full = self._full or now
+        if code != TIMEDOUT or self._stopped or now - self._looked >= LOOK:
             self._looked = now
             if not run.camera.get_bool("CameraAcquiring"):
                 self._stopped = self._stopped or now
                 if now - self._stopped >= LAST:
+                    if self._overflowed and self._is_too_soon():
+                        raise self._full_memory("it has ended the acquisition")
                     return True
-            if code == NODATA:
+            if code != TIMEDOUT:
                 time.sleep(0.002)
+        frames = 2 * max(run.period, run.exposure)
+        if code == OVERFLOW and now - self._full > (limit := frames + REPEATS):
+            raise self._full_memory(f"for {limit:.3g} s it has told so and given no frame")
         since = max(self._since, run.fired) if run.mode is TriggerMode.SOFTWARE else self._since
-        if self._is_due() and now - since > (limit := max(run.period, run.exposure) * 2 + self._limit):
+        if self._is_due() and now - since > (limit := frames + self._limit):
+            if self._overflowed:
+                raise self._full_memory(f"it has given no frame for {limit:.3g} s, although it says that it acquires")
             raise HardwareError(
                 f"the camera gave no frame for {limit:.3g} s, although it says that it acquires ({run.frames} came); "
                 "look at its cable, or switch it off and on"
             )
         return False
+
+    @property
+    def _overflowed(self) -> bool:
+        """Since the last frame came."""
+        return self._full > 0 or self._run.numbers.told > 0
+
+    def _is_too_soon(self) -> bool:
+        """For a camera that has taken all of its frames, even if it could not deliver the last ones."""
+        run, total = self._run, self._run.series.n_frames
+        if total is None:
+            return True
+        if run.numbers.period:
+            return self._stopped - self._begun < 0.999 * (total - 1) * run.period
+        return run.numbers.next + run.numbers.told < total
+
+    def _full_memory(self, what: str) -> HardwareError:
+        told = "AT_ERR_HARDWARE_OVERFLOW" if self._full else "BufferOverflowEvent"
+        return HardwareError(
+            f"the camera could not deliver its frames ({told}) after {self._run.frames} of them, and {what}; "
+            "use a lower rate, a smaller region or a faster link, then Reset and Arm"
+        )
 
     def _is_due(self) -> bool:
         run = self._run

@@ -10,6 +10,8 @@
  *   fail FUNCTION[:FEATURE] CODE [SKIP [COUNT]]     calls after the first SKIP give that error, COUNT of them (1)
  *   slow FUNCTION[:FEATURE] SECONDS [COUNT]         calls last so much longer
  *   lose N                    the next N frames are lost in the camera, AT_WaitBuffer tells of an overflow
+ *   burst HOW                 after a frame was lost the camera `goes` on, `ends` the acquisition, `hangs` (no frame any
+ *                             more, it says that it acquires), or `repeats` (so, and AT_WaitBuffer tells of it for ever)
  *   stall SECONDS             frames come late, once
  *   linger SECONDS            AT_Command:SoftwareTrigger returns so long after the camera was triggered
  *   tail SECONDS              the last frame is delivered so long after the camera has stopped by itself
@@ -51,6 +53,7 @@
 #define INJECTIONS 32
 #define FIRST_HANDLE 48 /* anything but 1 */
 
+enum burst { GOES, ENDS, HANGS, REPEATS };
 enum kind { INT, FLOAT, BOOL, ENUM, STRING, COMMAND };
 
 struct feature {
@@ -110,6 +113,7 @@ static struct {
     int count;
     char busy[32];
     long padding, wrong_size, lose;
+    enum burst burst;
     double stall, linger, tail, ramp, speed;
     long edges;
     double edge_at, edge_period, edge_width;
@@ -542,27 +546,30 @@ static void tell(struct camera *c, const wchar_t *name)
     pthread_mutex_lock(&sim.lock);
 }
 
-static void deliver(struct camera *c, const struct frame *f, long number, double at)
+/* 0: the frame is lost. */
+static int deliver(struct camera *c, const struct frame *f, long number, double at)
 {
     struct ring *q = &c->queued, *d = &c->done;
     if (sim.silent)
-        return;
+        return 1;
     if (sim.lose) {
         sim.lose--, c->lost++, c->overflow = 1;
-        return;
+        pthread_cond_broadcast(&sim.changed);
+        return 0;
     }
     if (q->begin == q->end) {
         c->lost++, find(c, L"BufferOverflowEvent")->value++;
         tell(c, L"BufferOverflowEvent");
-        return;
+        return 0;
     }
     struct buffer b = q->each[q->begin++ % QUEUE];
     fill(c, f, b.data, number, at);
     if (c->abort)
-        return;
+        return 1;
     d->each[d->end++ % QUEUE] = b;
     c->delivered++;
     pthread_cond_broadcast(&sim.changed);
+    return 1;
 }
 
 static void *expose(void *argument)
@@ -604,7 +611,11 @@ static void *expose(void *argument)
             if (!wait_until(c, now() + sim.tail))
                 break;
         }
-        deliver(c, &f, n, begin);
+        if (!deliver(c, &f, n, begin) && sim.burst) {
+            while (sim.burst != ENDS && !c->abort && !sim.gone)
+                pthread_cond_wait(&sim.changed, &sim.lock);
+            break;
+        }
         if (c->abort || sim.gone)
             break;
     }
@@ -737,7 +748,12 @@ static int obey(const char *line)
         sim.lose = (long)value;
     else if (!strcmp(word, "stall"))
         sim.stall = value;
-    else if (!strcmp(word, "tail"))
+    else if (!strcmp(word, "burst")) {
+        static const char *const hows[] = {"goes", "ends", "hangs", "repeats"};
+        for (int i = 0; i < 4; i++)
+            if (!strcmp(hows[i], text))
+                sim.burst = (enum burst)i;
+    } else if (!strcmp(word, "tail"))
         sim.tail = value;
     else if (!strcmp(word, "linger"))
         sim.linger = value;
@@ -761,7 +777,7 @@ static int obey(const char *line)
         memset(sim.injections, 0, sizeof sim.injections);
         keep_temperature();
         sim.lose = sim.wrong_size = sim.silent = sim.corrupt = sim.gone = sim.quiet = sim.cooler_fault = 0;
-        sim.never_cold = 0, sim.stall = sim.linger = sim.tail = 0, *sim.busy = 0;
+        sim.never_cold = 0, sim.stall = sim.linger = sim.tail = 0, sim.burst = GOES, *sim.busy = 0;
     } else if (!strcmp(word, "report"))
         return report();
     else
@@ -1301,7 +1317,7 @@ int AT_WaitBuffer(AT_H h, AT_U8 **data, int *size, unsigned int timeout)
         if (code)
             break;
         if (c->overflow) {
-            c->overflow = 0;
+            c->overflow = sim.burst == REPEATS;
             code = AT_ERR_HARDWARE_OVERFLOW;
         } else if (c->done.begin != c->done.end) {
             struct buffer b = c->done.each[c->done.begin++ % QUEUE];

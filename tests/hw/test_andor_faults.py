@@ -354,7 +354,7 @@ def test_a_frame_may_come_before_its_software_trigger_returns(backend: Andor, fa
     fake.tell("linger 0.2")
     for number in range(3):
         backend.trigger()
-        wait_for("its frame", lambda n=number: backend.status().frames == n + 1)  # type: ignore[misc]
+        wait_for("its frame", lambda n=number: backend.status().frames == n + 1)
     assert done(backend) == "" and fake.count("exposed") == 3
     good_series(backend, fake, listener)
 
@@ -370,7 +370,7 @@ def test_a_software_trigger_that_is_refused_is_none(backend: Andor, fake: Fake, 
     assert (fake.count("exposed"), backend.status().triggers, backend.status().phase) == (0, 0, Phase.ACQUIRING)
     for number in (3, 6):
         backend.trigger()
-        wait_for("its frames", lambda n=number: backend.status().frames == n)  # type: ignore[misc]
+        wait_for("its frames", lambda n=number: backend.status().frames == n)
     assert done(backend) == "" and fake.count("exposed") == 6
     good_series(backend, fake, listener)
 
@@ -386,6 +386,55 @@ def test_the_cameras_own_memory_was_full(backend: Andor, fake: Fake, listener: L
     wait_for("the rest", lambda: len(listener.frames(1)) == 300 - lost)
     numbers = [f.number for f in listener.frames(1)]
     assert numbers == tags(listener.frames(1)) and numbers[-1] == 299
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("ends", "it has ended the acquisition"),
+        ("repeats", r"for 1[.\d]* s it has told so and given no frame"),
+        ("hangs", r"it has given no frame for 0[.\d]* s, although it says that it acquires"),
+    ],
+)
+def test_an_overflow_that_the_camera_does_not_survive(
+    backend: Andor, fake: Fake, listener: Listener, how: str, words: str, live: bool
+) -> None:
+    if how == "hangs":
+        backend._pump._options = options(fake, frame_timeout=0.3)  # type: ignore[union-attr]
+    armed(backend, n_frames_per_trigger=100_000, frame_time=300 * ROW, live=live)
+    backend.start()
+    wait_for("frames", lambda: backend.status().frames > 10)
+    fake.tell(f"burst {how}", "lose 1")
+    message = done(backend)
+    assert re.search(f"AT_ERR_HARDWARE_OVERFLOW.* after \\d+ of them, and {words}; use a lower rate", message), message
+    assert backend.status().phase is Phase.ERROR
+    backend.stop()
+    backend.connect()
+    good_series(backend, fake, listener)
+
+
+@pytest.mark.parametrize("mode", [TriggerMode.EXTERNAL_MULTI, TriggerMode.EXTERNAL_GATE])
+@pytest.mark.parametrize("how", ["ends", "hangs"])
+def test_a_camera_without_a_buffer_that_does_not_go_on(
+    backend: Andor, fake: Fake, listener: Listener, mode: TriggerMode, how: str
+) -> None:
+    """Where it says that it acquires, it may as well be the edges that do not come: Status tells what is known."""
+    backend._options = options(fake, buffers=8)
+    armed(backend, trigger_mode=mode, n_triggers=300, n_frames_per_trigger=1)
+    backend.start()
+    fake.tell(f"edge 300 {200 * ROW} {100 * ROW}", f"burst {how}")
+    wait_for("frames", lambda: backend.status().frames > 10)
+    fake.tell("slow AT_WaitBuffer 0.2")
+    if how == "ends":
+        assert re.search("BufferOverflowEvent.* and it has ended the acquisition", done(backend))
+    else:
+        wait_for("what is known", lambda: "had no buffer for 1 frames" in backend.status().message)
+        time.sleep(0.3)
+        assert backend.status().phase is Phase.ACQUIRING
+    backend.stop()
+    backend.connect()
+    good_series(backend, fake, listener)
 
 
 @pytest.mark.parametrize("mode", [TriggerMode.EXTERNAL_MULTI, TriggerMode.EXTERNAL_GATE])
