@@ -23,7 +23,7 @@ class FileLink:
         self._bell = threading.Condition()
         self._over = False
         self._thread = threading.Thread(target=self._run, name="file", daemon=True)
-        self._last: Picture | None = None
+        self._last: tuple[str, str, Picture] | None = None  # file, dataset
 
     def start(self) -> None:
         self._thread.start()
@@ -76,9 +76,14 @@ class FileLink:
             self._box.put("opened", "", h5reading.opened(value))
         elif kind == "frame":
             path, dataset, number, region, size, look = value
-            self._last = h5reading.frame(path, dataset, number, region, size)
-            self._box.put("frame", "", (path, dataset, pictures.coloured(self._last, look)))
+            self._last = path, dataset, h5reading.frame(path, dataset, number, region, size)
+            self._tell(look)
         elif kind == "curve":
-            self._box.put("curve", "", (value[1], h5reading.curve(*value)))
-        elif self._last is not None:
-            self._box.put("frame", "", (None, None, pictures.coloured(self._last, value)))
+            self._box.put("curve", "", (*value, h5reading.curve(*value)))
+        else:
+            self._tell(value)
+
+    def _tell(self, look: Look) -> None:
+        if self._last is not None:
+            path, dataset, picture = self._last
+            self._box.put("frame", "", (path, dataset, pictures.coloured(picture, look)))

@@ -149,8 +149,18 @@ class FilePanel(Qt.QWidget):
             return
         self.path, self.dataset, self.opened, self._structure = path, "", None, None
         self.name.setText(path)
+        self._forget()
+        self.number.setRange(0, 0)
+        self.number.setSuffix("")
+        self.slider.setRange(0, 0)
         self._say(f"Reading {path}")
         self.link.open(path)
+
+    def _forget(self) -> None:
+        """What was shown is not of what was asked for now."""
+        self.view.forget()
+        self.cursor_text.setText("")
+        self.stack.setCurrentIndex(0)
 
     def open_last(self) -> None:
         path = str(self._source.get("LastFilename", ""))
@@ -194,12 +204,12 @@ class FilePanel(Qt.QWidget):
             self._say(newest["file_error"][""], "bad")
         if "opened" in newest and newest["opened"][""].file == self.path:
             self._take_file(newest["opened"][""])
-        if "frame" in newest:
-            _, _, picture = newest["frame"][""]
+        if "frame" in newest and newest["frame"][""][:2] == (self.path, self.dataset):
+            picture = newest["frame"][""][2]
             self.view.show_picture(picture)
             self.scale.show_range(self.colours.currentText(), picture.low, picture.high, self.log.isChecked())
-        if "curve" in newest:
-            name, values = newest["curve"][""]
+        if "curve" in newest and newest["curve"][""][0] == self.path:
+            _, name, values = newest["curve"][""]
             self.stack.setCurrentIndex(1)
             self.curve.setTitle(name)
             if values.dtype.kind in "uifb":
@@ -213,6 +223,9 @@ class FilePanel(Qt.QWidget):
             self._fill_tree(opened)
         if not self.dataset and opened.default:
             self.dataset = opened.default
+        self._show_images(opened)
+
+    def _show_images(self, opened: Opened) -> None:
         images = opened.images.get(self.dataset)
         if images is None:
             self._say(f"{words.size(opened.nbytes)}, no images in it")
@@ -248,9 +261,11 @@ class FilePanel(Qt.QWidget):
             return
         name = nodes[0].physical_name
         if name in self.opened.images:
+            if name != self.dataset:
+                self._forget()
             self.dataset = name
             self.stack.setCurrentIndex(0)
-            self._take_file(self.opened)
+            self._show_images(self.opened)
         elif getattr(nodes[0], "ndim", None) == 1 or len(getattr(nodes[0].h5py_object, "shape", ())) == 1:
             self.link.curve(self.path, name)
 

@@ -97,6 +97,14 @@ class PictureView(pg.PlotWidget):
         finally:
             self._setting = False
 
+    def forget(self) -> None:
+        """Show nothing."""
+        self.picture = self.cursor = None
+        self.item.clear()
+        self._mark.hide()
+        self.hideAxis("left")
+        self.hideAxis("bottom")
+
     def set_colours(self, title: str) -> None:
         self._colours = title
         self.item.setLookupTable(levels.table(title))
