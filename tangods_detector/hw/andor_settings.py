@@ -97,10 +97,8 @@ class Sensor:
         depth = self._depth(settings.bit_depth)
         self._encoding(depth)
         roi = self._load_region(settings)
-        if camera.is_writable("Overlap"):
-            gates = settings.trigger_mode is TriggerMode.EXTERNAL_GATE and self._options.overlap_gates
-            camera.set_bool("Overlap", settings.trigger_mode is TriggerMode.INTERNAL or gates)
         self._metadata()
+        self._overlap(settings)
         exposure = self._exposure(settings.exposure_time)
         frame_time = self._rate(settings, exposure)
         camera.set_enum("CycleMode", "Fixed")  # some cameras refuse Continuous at high rates
@@ -152,6 +150,32 @@ class Sensor:
             if self._options.metadata and self.camera.is_writable("MetadataTimestamp"):
                 self.camera.set_bool("MetadataTimestamp", True)
 
+    def _overlap(self, settings: Settings) -> None:
+        """Exposure while the last image is read out, but for times that the camera has only one after the other."""
+        camera, mode = self.camera, settings.trigger_mode
+        if camera.is_writable("Overlap"):
+            camera.set_bool("Overlap", mode is TriggerMode.INTERNAL or self._gates_overlap(mode))
+            if mode is TriggerMode.INTERNAL and not self._has_times(settings):
+                camera.set_bool("Overlap", False)
+
+    def _gates_overlap(self, mode: TriggerMode) -> bool:
+        return mode is TriggerMode.EXTERNAL_GATE and self._options.overlap_gates
+
+    def _has_times(self, settings: Settings) -> bool:
+        """With overlap: an exposure as short as that (global shutter), a period as long as that."""
+        camera, wanted = self.camera, settings.exposure_time
+        low, high = camera.float_limits("ExposureTime")
+        if wanted < low * (1 - SLACK):
+            return False
+        camera.set_float("ExposureTime", min(max(wanted, low), high))
+        low, high = camera.float_limits("FrameRate")
+        return self._wanted_rate(settings, high) >= low * (1 - SLACK)
+
+    def _wanted_rate(self, settings: Settings, high: float) -> float:
+        if settings.frame_time:
+            return 1 / settings.frame_time
+        return min(high, self._real("MaxInterfaceTransferRate", high))
+
     def _exposure(self, wanted: float) -> float:
         low, high = self.camera.float_limits("ExposureTime")
         if not low * (1 - SLACK) <= wanted <= high * (1 + SLACK):
@@ -170,8 +194,12 @@ class Sensor:
             return settings.frame_time
         low, high = camera.float_limits("FrameRate")
         self.latency = max(0.0, 1 / high - exposure)
-        most = high if settings.frame_time else min(high, self._real("MaxInterfaceTransferRate", high))
-        wanted = 1 / settings.frame_time if settings.frame_time else most
+        wanted = self._wanted_rate(settings, high)
+        if settings.frame_time and wanted < low * (1 - SLACK):
+            raise ConfigError(
+                f"FrameTime: {settings.frame_time:g} s; with its other settings it takes {1 / low:g} s at most; "
+                "set a shorter one, or TriggerMode SOFTWARE and trigger each frame"
+            )
         camera.set_float("FrameRate", min(max(wanted, low), high))
         self.period = 1 / camera.get_float("FrameRate")
         if not settings.frame_time or settings.frame_time < (exposure + self.latency) * (1 - 1e-6):

@@ -249,14 +249,16 @@ static void follow(struct camera *c)
 
     double row = m->row / sim.speed * (1 + (double)int_of(c, L"PixelReadoutRate"));
     double readout = row * (double)(h->value * by) / 2, exposure;
-    int global = m->global && is(c, L"ElectronicShutteringMode", L"Global");
+    int global = m->global && is(c, L"ElectronicShutteringMode", L"Global"), overlap = int_of(c, L"Overlap") != 0;
     find(c, L"RowReadTime")->real = row;
     find(c, L"ReadoutTime")->real = readout;
-    f = find(c, L"ExposureTime"), f->least = global ? 2 * row : row, f->most = 1800;
+    f = find(c, L"ExposureTime"), f->most = 1800;
+    f->least = !global ? row : overlap ? readout + 2 * row : 2 * row; /* the reference frame is read in the exposure */
     f->real = clip(row * floor(f->real / row + 0.5), f->least, f->most);
     exposure = f->real;
-    f = find(c, L"FrameRate"), f->least = 0.0005;
-    f->most = 1 / (int_of(c, L"Overlap") && !global ? fmax(exposure, readout) : exposure + (global ? 2 : 1) * readout);
+    f = find(c, L"FrameRate");
+    f->most = 1 / (overlap && !global ? fmax(exposure, readout) : exposure + (global ? 2 : 1) * readout);
+    f->least = overlap ? 1 / (exposure + (global ? 2 : 1) * readout + row) : 0.0005;
     f->real = clip(f->real, f->least, f->most);
     f->writable = is(c, L"TriggerMode", L"Internal") || is(c, L"TriggerMode", L"External Start") ? 2 : 0;
     find(c, L"MaxInterfaceTransferRate")->real = 1.7e9 * sim.speed / (double)size;

@@ -491,6 +491,33 @@ def test_a_refused_setting(backend: Andor, fake: Fake) -> None:
     good_series(backend, fake)
 
 
+def test_a_period_that_overlap_does_not_have(backend: Andor, fake: Fake, listener: Listener) -> None:
+    """Overlap is for those between one frame and one frame and the exposure."""
+    camera, readout = backend.camera, 32 * ROW
+    for period, overlaps in ((0.0, True), (0.00095, True), (100 * ROW + readout, True), (0.003, False), (2.0, False)):
+        accepted = backend.configure(replace(GOOD, frame_time=period))
+        assert accepted.frame_time == period and camera.get_bool("Overlap") is overlaps
+        assert camera.get_float("FrameRate") == pytest.approx(1 / (period or 100 * ROW))
+    with pytest.raises(ConfigError, match="FrameTime: 3000 s; .* it takes 2000 s at most; set a shorter one, "):
+        backend.configure(replace(GOOD, frame_time=3000.0))
+    armed(backend, frame_time=0.02, n_frames_per_trigger=20)
+    begun = time.monotonic()
+    backend.start()
+    assert done(backend) == "" and time.monotonic() - begun > 19 * 0.02
+    good_series(backend, fake, listener)
+
+
+def test_an_exposure_that_overlap_does_not_have(backend: Andor) -> None:
+    """Of a global shutter it is one frame at least: the reference is read in it."""
+    shutter = next(p for p in backend.parameters if p.name == "ShutterMode")
+    shutter.set(backend, "Global")  # type: ignore[misc]
+    for rows, overlaps in ((100, True), (20, False)):  # 32 are the readout
+        accepted = backend.configure(replace(GOOD, exposure_time=rows * ROW))
+        assert accepted.exposure_time == pytest.approx(rows * ROW)
+        assert backend.camera.get_bool("Overlap") is overlaps
+    shutter.set(backend, "Rolling")  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     "words, found",
     [
