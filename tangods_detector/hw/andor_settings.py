@@ -39,7 +39,7 @@ class AndorOptions:
     buffers: int = option(200, "frames that are in it at most; more take longer to arm and bring nothing")
     packed: bool = option(True, "12-bit images are sent as Mono12Packed; the receiver unpacks them")
     metadata: bool = option(True, "the camera's clock comes with each image: exact times, and what was lost")
-    overlap_gates: bool = option(False, "EXTERNAL_GATE: a gate may begin while the last image is read out")
+    overlap_gates: bool = option(False, "EXTERNAL_GATE: exposed from edge to edge; n frames need n + 1 edges")
     cooling_timeout: float = option(0.0, "s that Arm waits for a stable sensor temperature; 0: it does not")
     frame_timeout: float = option(5.0, "s beyond its time that a frame is waited for before the camera counts as lost")
     send_timeout: float = option(5.0, "limit for the start message to find a receiver, s")

@@ -583,18 +583,21 @@ static void *expose(void *argument)
     const int internal = is(c, L"TriggerMode", L"Internal"), start = is(c, L"TriggerMode", L"External Start");
     const int software = is(c, L"TriggerMode", L"Software"), gate = is(c, L"TriggerMode", L"External Exposure");
     const long total = is(c, L"CycleMode", L"Fixed") ? (long)int_of(c, L"FrameCount") : -1;
-    double begin = c->started, ready = begin;
+    const int edges = gate && int_of(c, L"Overlap"); /* each ends an exposure and begins the next */
+    double begin = c->started, ready = begin, last = edges ? next_edge(c, begin) : 0;
     for (long n = 0; n != total; n++) {
         double exposure = real_of(c, L"ExposureTime"), period = 1 / real_of(c, L"FrameRate");
         if (internal || (start && n))
             begin = n ? begin + period : begin;
         else if (software)
             begin = next_software(c);
+        else if (edges && last >= 0 && (ready = next_edge(c, last + readout)) >= 0)
+            exposure = ready - last, begin = last, last = ready;
         else
-            begin = next_edge(c, ready);
+            begin = edges ? -1 : next_edge(c, ready);
         if (begin < 0)
             break;
-        if (gate && sim.edge_width > 0)
+        if (gate && !edges && sim.edge_width > 0)
             exposure = sim.edge_width;
         ready = begin + exposure + readout;
         if (!wait_until(c, ready))

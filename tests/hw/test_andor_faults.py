@@ -491,6 +491,19 @@ def test_a_refused_setting(backend: Andor, fake: Fake) -> None:
     good_series(backend, fake)
 
 
+def test_gates_that_overlap_are_exposed_from_edge_to_edge(backend: Andor, fake: Fake, listener: Listener) -> None:
+    backend._there._options = options(fake, overlap_gates=True)
+    armed(backend, trigger_mode=TriggerMode.EXTERNAL_GATE, n_triggers=10, n_frames_per_trigger=1)
+    backend.start()
+    fake.tell(f"edge 10 {200 * ROW} {10 * ROW}")
+    wait_for("nine frames", lambda: backend.status().frames == 9)
+    time.sleep(0.2)
+    assert (fake.count("exposed"), backend.status().phase) == (9, Phase.ACQUIRING)
+    fake.tell("edge 1")
+    assert done(backend) == "" and backend.status().frames == 10
+    good_series(backend, fake, listener)
+
+
 def test_a_period_that_overlap_does_not_have(backend: Andor, fake: Fake, listener: Listener) -> None:
     """Overlap is for those between one frame and one frame and the exposure."""
     camera, readout = backend.camera, 32 * ROW
