@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -215,11 +216,13 @@ class LivePanel(Qt.QWidget):
             self.nothing.setGeometry(40, 0, max(100, self.view.width() - 80), self.view.height())
             self.badge.hide()
             return
-        seconds = max(0.0, time.monotonic() - picture.came)
+        unknown = math.isnan(picture.came)
+        seconds = 0.0 if unknown else max(0.0, time.monotonic() - picture.came)
         running = source.state == "RUNNING" and not control.waits(source.state, source.readings)
         cut_off = bool(source.images_error) or source.state is None
         old = running and seconds > control.patience(source.readings)
-        parts = [f"frame {words.count(picture.number)}" if picture.number >= 0 else "no frame", words.age(seconds)]
+        parts = [f"frame {words.count(picture.number)}" if picture.number >= 0 else "no frame"]
+        parts.append("age not known" if unknown else words.age(seconds))
         if picture.kind != "last":
             parts.insert(1, f"{pictures.KINDS[picture.kind].lower()} of {words.count(picture.frames)}")
         symbol = (
@@ -363,7 +366,7 @@ class LivePanel(Qt.QWidget):
             self._source.in_background(lambda: _write_numbers(name, picture), f"{name} could not be written")
         elif name:
             shot = self.view.grab().toImage()
-            self._source.in_background(lambda: shot.save(name), f"{name} could not be written")
+            self._source.in_background(lambda: _write_picture(name, shot), f"{name} could not be written")
 
     def keyPressEvent(self, event: Qt.QKeyEvent) -> None:
         key, shift = event.key(), bool(event.modifiers() & Qt.Qt.ShiftModifier)
@@ -383,6 +386,11 @@ class LivePanel(Qt.QWidget):
             self._add_region()
         else:
             super().keyPressEvent(event)
+
+
+def _write_picture(name: str, shot: Qt.QImage) -> None:
+    if not shot.save(name):
+        raise OSError("no such folder, no room, or no kind of picture that is known")
 
 
 def _write_numbers(name: str, picture: Picture) -> None:

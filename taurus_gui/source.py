@@ -187,6 +187,7 @@ class Source(Qt.QObject):
     def _take_readings(self, values: dict[str, Any]) -> None:
         different = {name for name, value in values.items() if self.readings.get(name) != value}
         self.readings.update(values)
+        self.slow_images.frame_shape = self.get("FrameShape", ())
         if different & {"nFramesAcquired", "nFramesReceived", "State"}:
             self._moved = time.monotonic()
         if different:

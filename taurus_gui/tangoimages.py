@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import tango
 
 from taurus_gui import pictures
 from taurus_gui.mailbox import Mailbox
 from taurus_gui.pictures import Look, Picture
 
+PREVIEW = 1024  # rows and columns into which a receiver fits images when its LiveDownsample is 0
 PERIOD = 0.4  # s between two images
 RETRY = 2.0  # s
 TIMEOUT = 10_000  # ms: an image of 16 million pixels takes its time
@@ -26,6 +27,7 @@ class TangoImages:
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._box = mailbox
+        self.frame_shape: tuple[int, ...] = ()  # rows and columns, as the Detector says
         self._name = ""
         self._view: dict[str, Any] = {"region": None, "size": [768, 768]}
         self._look = Look()
@@ -67,15 +69,16 @@ class TangoImages:
                     proxy = None
                     self._pause(PERIOD)
                     continue
+                watched = proxy is not None
                 try:
                     if proxy is None or seen is None or seen[0] != name:
                         proxy = tango.DeviceProxy(name)
                         proxy.set_timeout_millis(TIMEOUT)
-                    seen = self._fetch(proxy, name, seen)
+                    seen = self._fetch(proxy, name, seen, watched and seen is not None and seen[0] == name)
                     self._box.put("images", "", "")
                     self._pause(PERIOD)
                 except tango.DevFailed as exc:
-                    proxy = seen = None
+                    proxy = None
                     self._box.put("images", "", str(exc.args[0].desc).strip())
                     self._pause(RETRY)
 
@@ -90,20 +93,23 @@ class TangoImages:
             if self._whole is not None and not self._stop.is_set():
                 self._show(self._whole)
 
-    def _fetch(self, proxy: tango.DeviceProxy, name: str, seen: tuple[str, int, int] | None) -> tuple[str, int, int]:
-        number, series = (
-            int(v.value or 0) for v in proxy.read_attributes(["video_last_image_counter", "SeriesOpened"])
-        )
+    def _fetch(
+        self, proxy: tango.DeviceProxy, name: str, seen: tuple[str, int, int] | None, watched: bool
+    ) -> tuple[str, int, int]:
+        """`watched`: a counter that has changed did so just now."""
+        told = proxy.read_attributes(["video_last_image_counter", "SeriesOpened", "LiveDownsample"])
+        number, series, blocks = (int(v.value or 0) for v in told)
         now = name, number, series
         if now == seen or number < 0:
             return now
         array = proxy.read_attribute("LastImage").value
         if array is None or array.size == 0:
             return now
-        full = array.shape
+        full, factor = _full(array.shape, blocks, self.frame_shape)
+        rows, columns = array.shape
         self._whole = Picture(
-            array, None, (0, 0, *full), full, series=series, number=number, source="float32",
-            came=time.monotonic(),
+            array, None, (0, 0, rows * factor, columns * factor), full, factor, series=series, number=number,
+            source="float32", came=time.monotonic() if watched else math.nan,
         )  # fmt: skip
         self._show(self._whole)
         return now
@@ -112,14 +118,31 @@ class TangoImages:
         self._box.put("picture", "", pictures.coloured(_cut(whole, **self._view), self._look))
 
 
+def _full(shape: tuple[int, int], blocks: int, frame: tuple[int, ...]) -> tuple[tuple[int, int], int]:
+    """Rows and columns of the image that was made to `shape`, and the pixels of a block's side. `blocks` 0: as many as
+    it takes."""
+    if len(frame) == 2:
+        factor = blocks or max(1, *(math.ceil(n / PREVIEW) for n in frame))
+        if (frame[0] // factor, frame[1] // factor) == shape:
+            return (frame[0], frame[1]), factor
+    factor = max(1, blocks)
+    return (shape[0] * factor, shape[1] * factor), factor
+
+
 def _cut(whole: Picture, region: Any = None, size: Any = None) -> Picture:
-    """The part that is wanted; of each block the first pixel, which costs nothing."""
-    top, left, bottom, right = region or (0, 0, *whole.full)
-    factor = 1
+    """The part that is wanted, or all where that is no part of it; of each block the first pixel, which costs
+    nothing."""
+    _, _, rows, columns = whole.region
+    top, left, bottom, right = region or whole.region
+    top, left, bottom, right = max(0, top), max(0, left), min(rows, bottom), min(columns, right)
+    if top >= bottom or left >= right:
+        top, left, bottom, right = whole.region
+    base, step = whole.factor, 1
     if size:
-        factor = max(1, int(np.ceil(max((bottom - top) / size[0], (right - left) / size[1]))))
+        step = max(1, math.ceil(max((bottom - top) / size[0], (right - left) / size[1]) / base))
+    factor = base * step
     top, left = top // factor * factor, left // factor * factor
-    pixels = whole.pixels[top:bottom:factor, left:right:factor]
+    pixels = whole.pixels[top // base : -(-bottom // base) : step, left // base : -(-right // base) : step]
     rows, columns = pixels.shape
     return replace(
         whole, pixels=pixels, region=(top, left, top + rows * factor, left + columns * factor), factor=factor
