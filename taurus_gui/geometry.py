@@ -15,6 +15,7 @@ KEYS = {
     "column": ("beam_center_x",),
 }
 ENERGY = ("Energy", "PhotonEnergy")  # attributes of backends
+IMAGE = ("Binning", "Roi", "Rotation", "Fliplr", "Flipud")  # when one changes, the beam is elsewhere in the image
 
 
 def told(readings: Mapping[str, Any]) -> dict[str, float]:
@@ -42,10 +43,12 @@ def with_geometry(readings: Mapping[str, Any], values: Mapping[str, float]) -> s
 
 
 def geometry(readings: Mapping[str, Any], values: Mapping[str, float]) -> Geometry:
-    """With the pixels as they are after binning."""
+    """With the pixels as they are after binning and rotation."""
     size = readings.get("PixelSize") or (0.0, 0.0)
     binning = readings.get("Binning") or (1, 1)
     pixel = (float(size[0]) * int(binning[1]), float(size[1]) * int(binning[0])) if len(size) == 2 else (0.0, 0.0)
+    if readings.get("Rotation") in (90, 270):
+        pixel = pixel[::-1]
     centre = (values["row"], values["column"]) if "row" in values and "column" in values else None
     return Geometry(values.get("energy", 0.0), values.get("distance", 0.0), pixel, centre)
 

@@ -28,6 +28,9 @@ class GeometryPane(Qt.QWidget):
         self._values: dict[str, float] = {}
         self._told: dict[str, float] = {}
         self._typed: set[str] = set()
+        self._image: dict[str, object] = {}  # what the image is like
+        self._before = ""  # what changed since the centre was told
+        self._stale: set[str] = set()  # row, column: of the image before
         self.lines: dict[str, Qt.QLineEdit] = {}
         grid = Qt.QGridLayout(self)
         grid.setContentsMargins(6, 6, 6, 6)
@@ -53,6 +56,9 @@ class GeometryPane(Qt.QWidget):
         self.write.setToolTip("Into the device's Metadata: beam_center_x, beam_center_y, detector_distance, "
                               "incident_energy")  # fmt: skip
         self.write.clicked.connect(self._write)
+        self.confirm = Qt.QPushButton("The centre is right")
+        self.confirm.setToolTip("For the image as it is now, too")
+        self.confirm.clicked.connect(self._confirm)
         self.about = Qt.QLabel()
         self.about.setWordWrap(True)
         theme.set_property(self.about, "dim", True)
@@ -61,29 +67,40 @@ class GeometryPane(Qt.QWidget):
         grid.addWidget(self.from_region, n + 1, 0, 1, 3)
         grid.addWidget(self.write, n + 2, 0, 1, 3)
         grid.addWidget(self.about, n + 3, 0, 1, 3)
-        grid.setRowStretch(n + 4, 1)
+        grid.addWidget(self.confirm, n + 4, 0, 1, 3)
+        grid.setRowStretch(n + 5, 1)
         view.clicked.connect(self._clicked)
         source.changed.connect(self._follow)
         source.answered.connect(self._answered)
         self._tell()
 
     def geometry(self) -> Geometry:
-        return geometry.geometry(self._source.readings, self._values)
+        values = {name: value for name, value in self._values.items() if name not in self._stale}
+        return geometry.geometry(self._source.readings, values)
 
     def set_values(self, **values: float) -> None:
         """By the names of ROWS; distance in m."""
         self._values |= values
         self._typed |= set(values)
+        self._stale -= set(values)
         self._show()
 
     def _follow(self, names: set[str]) -> None:
-        if not names & {"Metadata", "PixelSize", "Binning", *geometry.ENERGY}:
+        if not names & {"Metadata", "PixelSize", *geometry.IMAGE, *geometry.ENERGY}:
             return
+        now = {name: self._source.readings[name] for name in geometry.IMAGE if name in self._source.readings}
+        changed = [name for name, value in now.items() if self._image.get(name, value) != value]
+        self._image = now
+        if changed:
+            self._before = changed[0]
+            self._stale = {"row", "column"} & set(self._values)
         found = geometry.told(self._source.readings)
         for name, value in found.items():
             if name not in self._typed or self._told.get(name) != value:
                 self._values[name] = value
                 self._typed.discard(name)
+            if self._told.get(name) != value:
+                self._stale.discard(name)
         self._told = found
         self._show()
 
@@ -96,13 +113,21 @@ class GeometryPane(Qt.QWidget):
 
     def _tell(self) -> None:
         found = self.geometry()
-        if found.known:
+        self.write.setEnabled(not self._stale)
+        self.confirm.setVisible(bool(self._stale))
+        if self._stale:
+            text = f"▲ The centre is of the image before {self._before} changed: tell it anew, or that it is right."
+        elif found.known:
             text = (
                 f"Wavelength {found.wavelength:.4g} Å. The resolution of the pixel under the cursor is below the image."
             )
         else:
             text = f"For resolution rings: {found.lacks()}."
         self.about.setText(text)
+
+    def _confirm(self) -> None:
+        self._stale.clear()
+        self._show()
 
     def _type(self, name: str) -> None:
         line = self.lines[name]

@@ -257,6 +257,8 @@ def test_geometry_is_read_from_and_written_into_metadata():
     assert values == {"distance": 0.2, "column": 5.0, "energy": 8000.0}
     found = geometry.geometry(told, {**values, "row": 7.0})
     assert found == Geometry(8000.0, 0.2, (1e-4, 4e-4), (7.0, 5.0))
+    for angle, pixel in ((90, (4e-4, 1e-4)), (180, (1e-4, 4e-4)), (270, (4e-4, 1e-4))):
+        assert geometry.geometry({**told, "Rotation": angle}, values).pixel == pixel
     written = json.loads(geometry.with_geometry(told, {"row": 7.0, "energy": 1.0}))
     assert written == {"sample": "A1", "detector_distance": 0.2, "beam_center_x": 5, "beam_center_y": 7.0,
                        "incident_energy": 1.0}  # fmt: skip
