@@ -165,12 +165,19 @@ class Syncer:
             series.file.sync()
         except (WriteError, OSError) as exc:
             sentence = f"{series.file.path} is written but may not survive a power loss: {exc}"
-            if not series.not_durable:
+            if _is_gone(exc):  # deleted in mid-series, which the next commit tells; or taken elsewhere since
+                log.info("%s is not there any more and was not synced", series.file.path)
+            elif not series.not_durable:
                 log.error("%s", sentence)
                 self._remark = sentence
             series.not_durable = True
         if not series.not_durable:
             series.durable, self._remark = committed, ""
+
+
+def _is_gone(exc: BaseException) -> bool:
+    """A file, or its directory, that no longer exists."""
+    return isinstance(exc, FileNotFoundError) or isinstance(exc.__cause__, FileNotFoundError)
 
 
 class Engine:

@@ -170,13 +170,20 @@ def test_a_fault_of_another_camera(lightning: CameraBeamline, case: Case, table:
 
 def test_a_refused_setting(beamline: CameraBeamline) -> None:
     detector = beamline.detector
-    before = detector.ExposureTime
+    taken = [detector.ExposureTime]
     beamline.tell(order("refuse_code", 0x83001003))
     beamline.tell("set refuse 0x1F0110")
+
+    def is_refused() -> bool:
+        """The library hears of it a little later."""
+        detector.ExposureTime = time.time() % 1 + 0.01
+        taken.append(detector.ExposureTime)
+        return False
+
     with pytest.raises(tango.DevFailed, match=r"EXPOSURE TIME = .*: FAILWRITECAMERA \(0x83001003\)"):
-        wait_for("the refusal", lambda: setattr(detector, "ExposureTime", time.time() % 1 + 0.01))
+        wait_for("the refusal", is_refused)
     beamline.tell("reset")
-    assert detector.ExposureTime == before
+    assert detector.ExposureTime == taken[-1]
     detector.ExposureTime = 0.003
     assert detector.ExposureTime == pytest.approx(0.003, abs=1e-5)
     beamline.good_series()

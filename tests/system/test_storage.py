@@ -508,6 +508,27 @@ def test_sync_that_is_slow(tmp_path: Path, sender: Sender, monkeypatch: pytest.M
     assert frames_in(tmp_path / "a.h5") == list(range(200))
 
 
+def test_a_file_that_is_taken_away_before_it_is_synced(
+    tmp_path: Path, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed, and moved elsewhere at once: no fault of the storage, and none of the series after it."""
+    real, let_go = os.fdatasync, threading.Event()
+    monkeypatch.setattr(os, "fdatasync", lambda fd: let_go.wait(30) and real(fd))
+    with running(tmp_path, sender.endpoint, fsync_interval=0.05) as engine:
+        start(sender, tmp_path / "a.h5", 1, 100)
+        send(sender, range(50))
+        wait_for(lambda: engine._syncer._busy)
+        send(sender, range(50, 100))
+        wait_closed(engine, 1)
+        (tmp_path / "a.h5").rename(tmp_path / "moved.h5")
+        let_go.set()
+        wait_for(lambda: not engine._syncer._closed_waiting)
+        s = engine.snapshot()
+        assert (s.error, s.durable) == ("", False), s
+        assert_good_series(engine, sender, tmp_path / "a.h5", 2)
+    assert frames_in(tmp_path / "moved.h5") == list(range(100))
+
+
 def test_slow_sync_of_the_disk_loses_nothing(failing: FailingDisk, sender: Sender) -> None:
     """Here the file system makes the writes wait too."""
     failing.rule(call="fsync", sleep=0.3)
