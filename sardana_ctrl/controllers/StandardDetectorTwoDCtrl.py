@@ -238,7 +238,7 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
         axes = pool.axes_in_group(self)
         if timer in axes and set(axes) <= set(self._told):
             return axes, pool.group_of(self)
-        return sorted({timer, *self._told} & set(self._channels)) or [timer], None
+        return sorted(set(self._told) & set(self._channels)) or [timer], None  # the timer may be another detector
 
     def _stop_all(self, axes: list[int]) -> None:
         for number in axes:

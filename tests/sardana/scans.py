@@ -157,6 +157,7 @@ def test_single_channels_after_groups(sardana: Sardana, beamlines: list[Beamline
     second.detector.ExposureTime = 1.0
     sardana.run("ct", 0.006, "det02")
     assert (second.detector.ExposureTime, second.detector.nFramesAcquired) == (0.006, 1)
+    assert first.detector.ExposureTime == 0.002 and first.detector.state() in ON, "the controller's timer is left alone"
     sardana.run("defmeas", "mg_both", "det01", "det02")
     try:
         sardana.group("mg_both")
