@@ -55,6 +55,7 @@ class Channel:
         self.reference_mode = "AUTO"
         self._named: tuple[str, int] = ("", 0)  # name asked for, how often it was armed
         self._lock = threading.Lock()
+        self._armings = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -66,7 +67,7 @@ class Channel:
         self._ready = False  # it was seen running
         self._path = ""
         self._given = 0  # points whose reference was handed out
-        self._acquired = 0  # frames, when `state` looked last
+        self._acquired = 0  # frames of this series, when `state` looked last
         self._points_before = 0  # of series that are over, when each start is one
         self._open = False  # frames of the last start were not seen to be all there
         self._stopped = False
@@ -167,6 +168,8 @@ class Channel:
         if path or self._read("DestinationFilename")[0]:
             self._do("DestinationFilename", lambda proxy: proxy.write_attribute("DestinationFilename", path))
         self._arm_or_clear()
+        with self._lock:
+            self._armings, self._acquired = self._armings + 1, 0
         self._armed, self._ready = True, False
         self._path = self._read("LastFilename")[0] if path else ""
 
@@ -277,12 +280,11 @@ class Channel:
         if self._error:
             return "Fault", self._error
         try:
-            state, acquired, status = self._read("State", "nFramesAcquired", "Status")
+            state, acquired, status, is_open = self._look()
         except ChannelError as exc:
             return "Fault", str(exc)
-        self._acquired = int(acquired)
         if state in IDLE:
-            return self._when_idle(status)
+            return self._when_idle(status, is_open)
         if state not in BUSY:
             return "Fault", f"{self.device} is {state}: {status}"
         chosen = self._plan
@@ -296,10 +298,21 @@ class Channel:
             return "On", status
         return "Moving", status
 
-    def _when_idle(self, status: str) -> tuple[str, str]:
+    def _look(self) -> tuple[Any, int, str, bool]:
+        """State, frames, status, and whether frames are still to come; all of one series, and the frames never fewer
+        than before: several threads of a Pool look, and the one that looked first may be the last to tell."""
+        while True:
+            armings = self._armings
+            state, acquired, status = self._read("State", "nFramesAcquired", "Status")
+            with self._lock:
+                if armings == self._armings:
+                    self._acquired = max(self._acquired, int(acquired))
+                    return state, self._acquired, status, self._open
+
+    def _when_idle(self, status: str, is_open: bool) -> tuple[str, str]:
         """A series that ended before the frames that are due, and not by us, would give old images as new ones."""
         chosen = self._plan
-        if chosen is None or not self._open or self._stopped:
+        if chosen is None or not is_open or self._stopped:
             return "On", status
         there, due = self._acquired, chosen.frames_per_start * (1 if chosen.arms_each_start else self._starts)
         if there < due:  # a lost frame is not missing for us; some hardware counts it, of other it is known here
@@ -312,6 +325,7 @@ class Channel:
             return "Fault", (
                 f"{self.device}: series ended after {there} of {chosen.frames} frames: stopped from outside? {status}"
             )
+        self._acquired = there
         self._open = False
         return "On", status
 

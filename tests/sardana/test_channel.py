@@ -149,3 +149,34 @@ def test_detectors_that_are_slow_to_arm_are_waited_for_side_by_side() -> None:
     begun = time.monotonic()
     wait_all_ready(channels, 0.2)
     assert 0.2 <= time.monotonic() - begun < 0.4
+
+
+def test_who_looked_first_may_be_the_last_to_tell() -> None:
+    """Two threads of a Pool: the count of the slower one is old."""
+    channel, device = prepared(Synch.HARDWARE_TRIGGER, 10, 1)
+    device.values["LastFilename"] = channel._path = "/data/a.h5"
+    channel.start()
+    device.count(9)
+    read = device.read_attributes
+
+    def overtaken(names: list[str]) -> list[Value]:
+        found = read(names)
+        device.read_attributes = read  # type: ignore[method-assign]
+        device.count(10)
+        ended(device)
+        assert channel.state()[0] == "On"
+        return found
+
+    device.read_attributes = overtaken  # type: ignore[method-assign]
+    assert channel.state()[0] == "Moving", "as it was"
+    assert len(channel.new_references()) == 10
+
+
+def test_points_after_a_lost_frame_have_their_references() -> None:
+    channel, device = prepared(Synch.HARDWARE_TRIGGER, 10, 1)
+    channel._path = "/data/a.h5"
+    channel.start()
+    device.count(8, missing=2, received=8)
+    ended(device)
+    assert channel.state()[0] == "On"
+    assert len(channel.new_references()) == 10
