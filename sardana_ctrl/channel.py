@@ -11,7 +11,7 @@ import numpy as np
 import tango
 
 from sardana_ctrl import naming
-from sardana_ctrl.plan import Plan, PlanError, Request, plan
+from sardana_ctrl.plan import Plan, PlanError, Request, Synch, plan
 from sardana_ctrl.references import DATASET, Reference
 
 IDLE = (tango.DevState.ON, tango.DevState.ALARM, tango.DevState.STANDBY)
@@ -78,6 +78,11 @@ class Channel:
     @property
     def name(self) -> str:
         return self._name()
+
+    @property
+    def synch(self) -> Synch:
+        """As it was prepared."""
+        return self._request.synch if self._request is not None else Synch.SOFTWARE_TRIGGER
 
     @property
     def proxy(self) -> tango.DeviceProxy:

@@ -28,6 +28,11 @@ class Synch(enum.IntEnum):
         """One event begins all repetitions of a start."""
         return self in (Synch.SOFTWARE_START, Synch.HARDWARE_START)
 
+    @property
+    def point_by_point(self) -> bool:
+        """Sardana sends a software event for each point."""
+        return self.by_software and not self.whole_start
+
 
 class PlanError(ValueError):
     """What this detector cannot do; the sentence says what to do."""

@@ -153,7 +153,7 @@ class StandardDetectorRoiCtrl(CounterTimerController):
 
     def ReadOne(self, axis: int) -> Any:
         meter = self._meters[axis]
-        if self._synch.by_software and not self._synch.whole_start:
+        if self._synch.point_by_point:
             return meter.value()
         if axis in self._failed:
             return []

@@ -107,12 +107,12 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
         devices = [self.Devices] if isinstance(self.Devices, str) else list(self.Devices)
         self._devices = [device.strip() for device in devices if device.strip()]
         self._channels: dict[int, Channel] = {}
-        self._synch = Synch.SOFTWARE_TRIGGER
+        self._synch = Synch.SOFTWARE_TRIGGER  # of the next prepare; each channel has its own
         self._told: list[int] = []  # axes that a measurement group spoke of before it prepared
-        self._prepared: list[int] = []
         self._starting: list[int] = []
         self._stopping: list[int] = []
         self._turn = 0  # counts prepares
+        self._turns: dict[int, int] = {}  # axis -> the prepare that it was part of last
 
     # --- axes --------------------------------------------------------------------------------------------------------
 
@@ -201,8 +201,8 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
             nb_starts = pool.starts_of_group(self, nb_starts)
         axes, group = self._who_takes_part(axis)
         self._told = []
-        self._prepared = axes
         self._turn += 1
+        self._turns.update(dict.fromkeys(axes, self._turn))
         try:
             for number in axes:
                 channel = self._channels[number]
@@ -213,24 +213,22 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
         except ChannelError:
             self._stop_all(axes)
             raise
-        if group is not None and self._point_by_point and nb_starts > 1:
+        if group is not None and self._synch.point_by_point and nb_starts > 1:
             threading.Thread(target=self._end_leftover, args=(self._turn, group, axes), daemon=True).start()
-
-    @property
-    def _point_by_point(self) -> bool:
-        """Sardana sends a software event for each point."""
-        return self._synch.by_software and not self._synch.whole_start
 
     def _end_leftover(self, turn: int, group: Any, axes: list[int]) -> None:
         """Sardana leaves out software triggers that come while a point is not finished, so that fewer come than were
         prepared: when the group is over, the detector must not wait for the rest."""
 
+        def ours() -> list[int]:
+            return [n for n in axes if n in self._channels and self._turns[n] == turn]
+
         def armed() -> bool:
-            return turn == self._turn and any(self._channels[n].busy for n in axes if n in self._channels)
+            return any(self._channels[n].busy for n in ours())
 
         with tango.EnsureOmniThread():
             if pool.wait_over(group, armed):
-                self._stop_all(axes)
+                self._stop_all(ours())
 
     def _who_takes_part(self, timer: int) -> tuple[list[int], Any]:
         """Axes, and their measurement group; None: a channel is counted on its own. A controller is not told of that
@@ -252,15 +250,17 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
 
     def PreStartAll(self) -> None:
         self._starting = []
-        for number in self._prepared:
-            channel = self._channels[number]
-            try:
-                if not channel.wait_ready(self.ArmTimeout):
-                    raise ChannelError(f"{channel.name}: not armed within {self.ArmTimeout:g} s")
-            except ChannelError as exc:
-                if not self._synch.by_software:
-                    raise
-                channel.fail(str(exc))  # Sardana would swallow it here, and its macro wait for ever
+
+    def PreStartOne(self, axis: int, value: float | None = None) -> bool:
+        channel = self._channels[axis]
+        try:
+            if not channel.wait_ready(self.ArmTimeout):
+                raise ChannelError(f"{channel.name}: not armed within {self.ArmTimeout:g} s")
+        except ChannelError as exc:
+            if not channel.synch.by_software:
+                raise
+            channel.fail(str(exc))  # Sardana would swallow it here, and its macro wait for ever
+        return True
 
     def StartOne(self, axis: int, value: float | None = None) -> None:
         self._starting.append(axis)
@@ -279,12 +279,12 @@ class StandardDetectorTwoDCtrl(TwoDController, Referable):
         return STATES[state], status
 
     def ReadOne(self, axis: int) -> Any:
-        if self._point_by_point:
+        if self._channels[axis].synch.point_by_point:
             return self._channels[axis].image()
         return []  # images of fly scans never go through Sardana
 
     def RefOne(self, axis: int) -> Any:
-        if self._point_by_point:
+        if self._channels[axis].synch.point_by_point:
             return self._channels[axis].reference()
         return self._channels[axis].new_references()
 

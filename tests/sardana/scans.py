@@ -172,6 +172,29 @@ def test_single_channels_after_groups(sardana: Sardana, beamlines: list[Beamline
         sardana.run("udefmeas", "mg_both")
 
 
+def test_another_detector_is_counted_during_a_scan(sardana: Sardana, beamlines: list[Beamline]) -> None:
+    """Both are of one controller, and synchronized otherwise."""
+    first, second = beamlines
+    sardana.run("defmeas", "mg_second", "det02")
+    try:
+        sardana.group("mg_hw")
+        other = sardana.element("mg_second")
+        other.IntegrationTime = 0.02
+        sardana.door.start("timescan", 300, 0.008, 0.002)
+        for n in range(1, 4):
+            wait_for("points", lambda n=n: first.detector.nFramesAcquired > 50 * n, 30)
+            other.Prepare()
+            other.Start()
+            wait_for("the other", lambda: other.state() in ON and second.detector.state() in ON, 30)
+            assert (second.detector.ExposureTime, second.detector.nFramesAcquired) == (0.02, 1)
+        sardana.door.wait()
+        made = sardana.last_scan()
+        assert made.tags() == list(range(300)) and made.missing() == []
+    finally:
+        sardana.group("mg")
+        sardana.run("udefmeas", "mg_second")
+
+
 def test_plain_values(sardana: Sardana, first: Beamline) -> None:
     """References off: the image itself goes to whoever counts."""
     sardana.run("set_meas_conf", "ValueRefEnabled", "False", "det01")
