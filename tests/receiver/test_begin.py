@@ -7,13 +7,13 @@ import httpx
 import pytest
 import tango
 import zmq
-from tango.test_context import DeviceTestContext
 
 from tangods_receiver.device import StreamReceiver, series_to_begin
 from tangods_receiver.errors import ConfigError, DaqError
 from tangods_receiver.remote import RemoteEngine
 from tests.receiver.senders import Array1
 from tests.receiver.streaming import Sender, holds, read, running, wait_closed
+from tests.tangocontext import started
 from tests.waiting import wait_for
 
 
@@ -105,7 +105,9 @@ def test_of_an_engine_elsewhere(engine, sender, tmp_path, token):
 
 def test_by_tango(sender, tmp_path):
     properties = {"Root": str(tmp_path), "Endpoints": [sender.endpoint], "Protocol": "array1", "EndTimeout": 0.3}
-    with DeviceTestContext(StreamReceiver, process=True, properties=properties) as device:
+    context = started(StreamReceiver, properties=properties)
+    try:
+        device = context.device
         assert device.BeginSeries(json.dumps({"filename": "a.h5", "nframes": 3, "metadata": {"label": "x"}})) == 1
         assert device.state() == tango.DevState.RUNNING
         sender.frames([7, 8, 9])
@@ -120,6 +122,8 @@ def test_by_tango(sender, tmp_path):
         with pytest.raises(tango.DevFailed) as refusal:
             device.BeginSeries("nonsense")
         assert refusal.value.args[0].reason == "ConfigError"
+    finally:
+        context.stop()
 
 
 def test_what_tango_says():

@@ -397,7 +397,8 @@ def guarded(guard, sends=True):
                 while not stop.is_set():
                     if not push.poll(20, zmq.POLLOUT):
                         continue
-                    push.send(b"x", zmq.NOBLOCK)
+                    with suppress(zmq.Again):  # who was there a moment ago is refused, or gone
+                        push.send(b"x", zmq.NOBLOCK)
                     stop.wait(0.002)
 
             sending = threading.Thread(target=send)
